@@ -1,0 +1,198 @@
+//! What is replicated: [`Command`], and what comes of it: [`Outcome`]. Both are versioned and their encodings are held by
+//! golden bytes, because every node must read what any node of the neighbouring version proposed.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 512;
+/// Longest media type, in bytes.
+pub const MEDIA_TYPE_BYTES_MAX: usize = 127;
+/// Largest value, and largest sum of values in a transaction, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Most operations in a transaction.
+pub const OPERATIONS_MAX: usize = 128;
+/// Largest entry of the chain log, in bytes: the limit of tlog-tiles.
+pub const ENTRY_BYTES_MAX: usize = 65_535;
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+/// First character of the keys that hold system state.
+pub const RESERVED_PREFIX: char = '~';
+
+/// A key of the ledger: 1–512 bytes of UTF-8 without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Key(String);
+
+impl Key {
+    /// A key as a client may name it.
+    ///
+    /// # Errors
+    /// Says what is wrong with it: empty, too long, a control character, or in the reserved range.
+    pub fn client(text: &str) -> Result<Self, String> {
+        if text.starts_with(RESERVED_PREFIX) {
+            return Err(format!("a key may not begin with {RESERVED_PREFIX}: that range holds system state"));
+        }
+        Self::checked(text)
+    }
+
+    /// A key of the system state, `~…`.
+    ///
+    /// # Errors
+    /// The same as [`Key::client`], and a key that is not in the reserved range.
+    pub fn reserved(text: &str) -> Result<Self, String> {
+        if !text.starts_with(RESERVED_PREFIX) {
+            return Err(format!("a system key begins with {RESERVED_PREFIX}"));
+        }
+        Self::checked(text)
+    }
+
+    fn checked(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("a key has at least one byte".into());
+        }
+        if text.len() > KEY_BYTES_MAX {
+            return Err(format!("a key has at most {KEY_BYTES_MAX} bytes, this one has {}", text.len()));
+        }
+        if let Some(c) = text.chars().find(|c| c.is_control()) {
+            return Err(format!("a key has no control characters, this one has U+{:04X}", u32::from(c)));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The key as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the key holds system state.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        self.0.starts_with(RESERVED_PREFIX)
+    }
+}
+
+/// A condition on a key that must hold when the transaction is applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requirement {
+    /// The key.
+    pub key: Key,
+    /// The revision it must have; `None`: it must not exist.
+    pub revision: Option<u64>,
+}
+
+/// One operation of a transaction, as a client asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Set a key to a value.
+    Put {
+        /// The key.
+        key: Key,
+        /// The value; for `blob`, the text of the CID.
+        value: Bytes,
+        /// Media type of the value.
+        media_type: String,
+        /// Whether the value is the CID of a blob.
+        blob: bool,
+    },
+    /// Remove a key; its history stays.
+    Delete {
+        /// The key.
+        key: Key,
+    },
+    /// Destroy one value for good; every proof still verifies.
+    Erase {
+        /// The key.
+        key: Key,
+        /// Revision whose value is destroyed.
+        revision: u64,
+    },
+}
+
+impl Operation {
+    /// The key that the operation names.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } | Self::Erase { key, .. } => key,
+        }
+    }
+}
+
+/// What makes a retry safe: the client's `Idempotency-Key` and a fingerprint of its request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// The key, unique per author.
+    pub key: String,
+    /// SHA-256 over the request.
+    pub fingerprint: [u8; 32],
+}
+
+/// A transaction as it is handed to [`Node::write`](crate::Node::write).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// Id of the principal.
+    pub author: String,
+    /// Conditions; if one does not hold, nothing is written.
+    pub requirements: Vec<Requirement>,
+    /// What to do; a key occurs at most once.
+    pub operations: Vec<Operation>,
+    /// Set when the client gave an `Idempotency-Key`.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What came of a write that was committed or refused; equal on every node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The transaction is in the chain log.
+    Committed(Committed),
+    /// A condition did not hold; nothing was written.
+    Refused(Refusal),
+}
+
+/// Where a committed transaction lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Committed {
+    /// Index of the entry in the chain log: the transaction's number, and the revision of every key that it wrote.
+    pub transaction: u64,
+    /// Height of its block.
+    pub block: u64,
+    /// For each operation, in order, whether it made a key that did not exist.
+    pub created: Vec<bool>,
+}
+
+/// Why a transaction was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// A requirement, or `If-Match`, did not hold.
+    Requirement {
+        /// The key.
+        key: Key,
+        /// The revision asked for.
+        required: Option<u64>,
+        /// The revision it has.
+        actual: Option<u64>,
+    },
+    /// A key to delete does not exist.
+    Absent {
+        /// The key.
+        key: Key,
+    },
+    /// The revision to erase is not one of this key's values.
+    NoSuchRevision {
+        /// The key.
+        key: Key,
+        /// The revision asked for.
+        revision: u64,
+    },
+    /// The value was erased before.
+    AlreadyErased {
+        /// The key.
+        key: Key,
+        /// Index of the entry that erased it.
+        erased_by: u64,
+    },
+    /// The `Idempotency-Key` was used for another request.
+    IdempotencyMismatch,
+}

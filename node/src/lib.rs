@@ -1,0 +1,17 @@
+//! The chain node of a Samovar ledger: Merkle log, state, storage and replication.
+//!
+//! Nothing in this crate knows HTTP, TLS, a configuration file or the wall clock of the machine except through
+//! [`rt`] and [`disk`]; that is what lets a simulation run this very code. [`Node`] is the only door.
+
+pub mod command;
+pub mod disk;
+pub mod error;
+pub mod node;
+pub mod rt;
+pub mod view;
+
+mod raft;
+
+pub use command::{Key, Operation, Outcome, Refusal, Requirement, Write};
+pub use error::Error;
+pub use node::Node;

@@ -1,0 +1,174 @@
+//! The one place where this crate spawns, sleeps, tells time and draws random bytes.
+//!
+//! In production these are tokio, the system clock and the system's random source. A simulation installs a [`World`] on
+//! its thread: the same code then runs in virtual time from one seed.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use openraft::AsyncRuntime;
+use rand::RngCore;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+/// What a simulation replaces.
+pub struct World {
+    rng: StdRng,
+    origin: tokio::time::Instant,
+    origin_ms: u64,
+}
+
+thread_local! {
+    static WORLD: RefCell<Option<Rc<RefCell<World>>>> = const { RefCell::new(None) };
+}
+
+/// Installs a simulated world on this thread: time is tokio's (paused) clock from `origin_ms`, randomness comes from
+/// `seed`. Returns nothing to undo: a simulation owns its thread.
+pub fn simulate(seed: u64, origin_ms: u64) {
+    let world = World { rng: StdRng::seed_from_u64(seed), origin: tokio::time::Instant::now(), origin_ms };
+    WORLD.with(|w| *w.borrow_mut() = Some(Rc::new(RefCell::new(world))));
+}
+
+fn world() -> Option<Rc<RefCell<World>>> {
+    WORLD.with(|w| w.borrow().clone())
+}
+
+/// Whether this thread runs a simulation.
+#[must_use]
+pub fn is_simulated() -> bool {
+    world().is_some()
+}
+
+/// Wall clock, milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> u64 {
+    if let Some(w) = world() {
+        let w = w.borrow();
+        let elapsed = tokio::time::Instant::now().duration_since(w.origin);
+        return w.origin_ms + u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    }
+    #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A monotonic instant.
+#[must_use]
+pub fn instant() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
+/// Fills a buffer with random bytes fit for keys and salts.
+pub fn fill_random(buffer: &mut [u8]) {
+    if let Some(w) = world() {
+        w.borrow_mut().rng.fill_bytes(buffer);
+        return;
+    }
+    rand::rngs::OsRng.fill_bytes(buffer);
+}
+
+/// Spawns a task on the runtime of the caller.
+pub fn spawn<F>(future: F) -> tokio::task::JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    tokio::spawn(future)
+}
+
+/// Sleeps.
+pub fn sleep(duration: Duration) -> tokio::time::Sleep {
+    tokio::time::sleep(duration)
+}
+
+/// Runs blocking work (an fsync, a rebuild) off the runtime's thread; inline in a simulation.
+pub async fn blocking<T, F>(work: F) -> Result<T, tokio::task::JoinError>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    if is_simulated() { tokio::spawn(async move { work() }).await } else { tokio::task::spawn_blocking(work).await }
+}
+
+/// Random numbers for openraft's election timers.
+pub struct RaftRng;
+
+impl RngCore for RaftRng {
+    fn next_u32(&mut self) -> u32 {
+        let mut bytes = [0; 4];
+        self.fill_bytes(&mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        self.fill_bytes(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn fill_bytes(&mut self, buffer: &mut [u8]) {
+        if is_simulated() { fill_random(buffer) } else { rand::thread_rng().fill_bytes(buffer) }
+    }
+
+    fn try_fill_bytes(&mut self, buffer: &mut [u8]) -> Result<(), rand::Error> {
+        self.fill_bytes(buffer);
+        Ok(())
+    }
+}
+
+/// openraft's view of this module.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Runtime;
+
+type Tokio = openraft::TokioRuntime;
+
+impl AsyncRuntime for Runtime {
+    type JoinError = tokio::task::JoinError;
+    type JoinHandle<T: openraft::OptionalSend + 'static> = tokio::task::JoinHandle<T>;
+    type Sleep = tokio::time::Sleep;
+    type Instant = openraft::TokioInstant;
+    type TimeoutError = tokio::time::error::Elapsed;
+    type Timeout<R, T: Future<Output = R> + openraft::OptionalSend> = tokio::time::Timeout<T>;
+    type ThreadLocalRng = RaftRng;
+    type OneshotSender<T: openraft::OptionalSend> = <Tokio as AsyncRuntime>::OneshotSender<T>;
+    type OneshotReceiver<T: openraft::OptionalSend> = <Tokio as AsyncRuntime>::OneshotReceiver<T>;
+    type OneshotReceiverError = tokio::sync::oneshot::error::RecvError;
+
+    fn spawn<T>(future: T) -> Self::JoinHandle<T::Output>
+    where
+        T: Future + Send + 'static,
+        T::Output: Send + 'static,
+    {
+        spawn(future)
+    }
+
+    fn sleep(duration: Duration) -> Self::Sleep {
+        sleep(duration)
+    }
+
+    fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
+        Tokio::sleep_until(deadline)
+    }
+
+    fn timeout<R, F: Future<Output = R> + Send>(duration: Duration, future: F) -> Self::Timeout<R, F> {
+        Tokio::timeout(duration, future)
+    }
+
+    fn timeout_at<R, F: Future<Output = R> + Send>(deadline: Self::Instant, future: F) -> Self::Timeout<R, F> {
+        Tokio::timeout_at(deadline, future)
+    }
+
+    fn is_panic(error: &Self::JoinError) -> bool {
+        error.is_panic()
+    }
+
+    fn thread_rng() -> Self::ThreadLocalRng {
+        RaftRng
+    }
+
+    fn oneshot<T: openraft::OptionalSend>() -> (Self::OneshotSender<T>, Self::OneshotReceiver<T>) {
+        Tokio::oneshot()
+    }
+}

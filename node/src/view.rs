@@ -1,0 +1,216 @@
+//! What reads return: plain data, no handles.
+
+use bytes::Bytes;
+
+use crate::command::Key;
+
+/// Which state a read must see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consistency {
+    /// At least everything acknowledged before the read began.
+    Linearizable,
+    /// What this node has applied.
+    Stale,
+}
+
+/// A read of one key.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// Height of the block as of which the read holds.
+    pub block: u64,
+    /// What was found.
+    pub found: Found,
+}
+
+/// State of a key.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// It has a value.
+    Value(Value),
+    /// It was never written, or is deleted.
+    Absent,
+    /// Its value was erased.
+    Erased {
+        /// Revision of the value.
+        revision: u64,
+        /// Index of the entry that erased it.
+        erased_by: u64,
+    },
+}
+
+/// A value with what its entry says of it.
+#[derive(Debug, Clone)]
+pub struct Value {
+    /// Index of the entry that wrote it.
+    pub revision: u64,
+    /// The value; for a blob, the text of its CID.
+    pub content: Bytes,
+    /// Media type.
+    pub media_type: String,
+    /// Whether the value is the CID of a blob.
+    pub blob: bool,
+}
+
+/// A row of a key listing.
+#[derive(Debug, Clone)]
+pub struct KeyRow {
+    /// The key.
+    pub key: Key,
+    /// Revision of its value.
+    pub revision: u64,
+    /// Size of the value in bytes.
+    pub size: u64,
+    /// Media type of the value.
+    pub media_type: String,
+}
+
+/// One page of a key listing, in byte order of the keys.
+#[derive(Debug, Clone)]
+pub struct KeyPage {
+    /// Height of the block as of which the page holds.
+    pub block: u64,
+    /// The rows.
+    pub keys: Vec<KeyRow>,
+    /// Pass as `after` to go on; `None`: this was the last page.
+    pub next: Option<Key>,
+}
+
+/// One revision of a key, newest first in a history.
+#[derive(Debug, Clone)]
+pub struct Version {
+    /// Index of the entry.
+    pub revision: u64,
+    /// Time of the entry, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Id of the principal that wrote it.
+    pub author: String,
+    /// Height of its block.
+    pub block: u64,
+    /// What it did.
+    pub change: Change,
+}
+
+/// What a revision did to its key.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Set it.
+    Put {
+        /// Size of the value in bytes.
+        size: u64,
+        /// Media type.
+        media_type: String,
+        /// Whether the value is a blob's CID.
+        blob: bool,
+        /// Index of the entry that erased the value, if one did.
+        erased_by: Option<u64>,
+    },
+    /// Deleted it.
+    Delete,
+}
+
+/// One page of a key's history.
+#[derive(Debug, Clone)]
+pub struct HistoryPage {
+    /// The revisions, newest first.
+    pub versions: Vec<Version>,
+    /// Pass as `before` to go on; `None`: this was the last page.
+    pub next: Option<u64>,
+}
+
+/// Any entry of the chain log with the values still held.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Index in the chain log.
+    pub index: u64,
+    /// Height of its block.
+    pub block: u64,
+    /// The leaf: one line of JSON without newline.
+    pub line: Bytes,
+    /// For each put of the entry, in order, its key and what is left of its value.
+    pub openings: Vec<(Key, Opening)>,
+}
+
+/// What opens a salted commitment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opening {
+    /// Commitment = SHA-256(salt ‖ value).
+    Value {
+        /// 32 random bytes.
+        salt: [u8; 32],
+        /// The value.
+        value: Bytes,
+    },
+    /// The value and its salt are destroyed.
+    Erased {
+        /// Index of the entry that says so.
+        erased_by: u64,
+    },
+}
+
+/// A block.
+#[derive(Debug, Clone)]
+pub struct BlockRow {
+    /// Height, from 1.
+    pub height: u64,
+    /// Index of its first entry.
+    pub first: u64,
+    /// Index of the block entry, its last one.
+    pub last: u64,
+    /// Time, milliseconds since 1970.
+    pub time_ms: u64,
+    /// The block entry: one line of JSON.
+    pub line: Bytes,
+}
+
+/// Where the chain stands on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Head {
+    /// Height of the newest applied block; 0: none.
+    pub height: u64,
+    /// Number of entries in the chain log.
+    pub size: u64,
+    /// Time of the newest block, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Index of the newest entry that changed system state; changes when credentials must be looked at again.
+    pub system_revision: u64,
+}
+
+/// What a verifier needs to know of this log.
+#[derive(Debug, Clone)]
+pub struct LogInfo {
+    /// Origin line of its checkpoints.
+    pub origin: String,
+    /// Verifier key of the log.
+    pub vkey: String,
+    /// Verifier keys of the cosigners.
+    pub cosigners: Vec<String>,
+    /// The policy, as C2SP tlog-policy.
+    pub policy: String,
+}
+
+/// How the node is.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// Id in the cluster.
+    pub node: u64,
+    /// Name of the node.
+    pub name: String,
+    /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
+    pub role: &'static str,
+    /// Id of the leader it knows.
+    pub leader: Option<u64>,
+    /// Raft term.
+    pub term: u64,
+    /// Where the chain stands.
+    pub head: Head,
+    /// Size of the newest published checkpoint.
+    pub checkpoint_size: u64,
+    /// Keys that have a value.
+    pub keys: u64,
+    /// Bytes free in the data directory.
+    pub free_bytes: u64,
+    /// Bytes kept in reserve.
+    pub reserve_bytes: u64,
+    /// Bytes that the data directory takes.
+    pub data_bytes: u64,
+}
