@@ -170,10 +170,11 @@ async fn answer(shared: &Shared, request: Request<Incoming>, peer: IpAddr) -> Re
         Err(problem) => Answer::refused(problem.closing(close), &id),
         Ok(()) => {
             let body = RequestBody::new(incoming, &shared.limits);
+            let deadline = shared.limits.request_deadline + body.deadline();
             let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
-            match tokio::time::timeout(shared.limits.request_deadline, reply).await {
+            match tokio::time::timeout(deadline, reply).await {
                 Ok(answer) => answer,
-                Err(_) => Answer::refused(Problem::deadline(shared.limits.request_deadline), &id),
+                Err(_) => Answer::refused(Problem::deadline(deadline), &id),
             }
         }
     };

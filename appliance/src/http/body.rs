@@ -34,6 +34,11 @@ impl RequestBody {
         Self { incoming, deadline: limits.body_deadline, rate_min: limits.body_rate_min }
     }
 
+    /// Time that the body may take, on top of that of the work.
+    pub(super) fn deadline(&self) -> Duration {
+        if self.incoming.is_end_stream() { Duration::ZERO } else { self.deadline }
+    }
+
     /// Reads the whole body, at most `bytes_max`. An announced length above it is refused before the client is invited
     /// to send (`Expect: 100-continue`).
     pub(crate) async fn read(mut self, bytes_max: usize) -> Result<Bytes, Problem> {

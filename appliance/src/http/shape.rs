@@ -1,7 +1,7 @@
 //! What a request must look like before anybody reads it: method, target form, host, framing. hyper lets all of these
 //! through.
 
-use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, TRANSFER_ENCODING};
+use hyper::header::{HOST, HeaderMap, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::{Method, Uri, Version};
@@ -75,8 +75,8 @@ fn is_host(text: &str) -> bool {
         && v6.map_or_else(name, |h| h.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
-/// HTTP/1 bodies are framed by one `Transfer-Encoding: chunked` or by a length, never by both and by nothing else: what
-/// another coding would hide could be served as a second request.
+/// HTTP/1 bodies are framed by one `Transfer-Encoding: chunked` or by a length and by nothing else: what another coding
+/// would hide could be served as a second request. (With both, hyper drops the length and closes after the answer.)
 fn framing(version: Version, headers: &HeaderMap) -> Result<(), Problem> {
     if version >= Version::HTTP_2 {
         return Ok(());
@@ -84,8 +84,8 @@ fn framing(version: Version, headers: &HeaderMap) -> Result<(), Problem> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let Some(first) = codings.next() else { return Ok(()) };
     let chunked = first.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    if version < Version::HTTP_11 || !chunked || codings.next().is_some() || headers.contains_key(CONTENT_LENGTH) {
-        return Err(Problem::invalid("Transfer-Encoding must be exactly `chunked`, without Content-Length"));
+    if version < Version::HTTP_11 || !chunked || codings.next().is_some() {
+        return Err(Problem::invalid("Transfer-Encoding must be exactly `chunked`"));
     }
     Ok(())
 }
