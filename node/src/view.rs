@@ -211,6 +211,46 @@ pub struct Status {
     pub free_bytes: u64,
     /// Bytes kept in reserve.
     pub reserve_bytes: u64,
-    /// Bytes that the data directory takes.
-    pub data_bytes: u64,
+    /// Bytes that the store takes on disk.
+    pub store_bytes: u64,
+    /// Checkpoints published since start; each was signed and cosigned.
+    pub checkpoint_rounds: u64,
+    /// The raft log.
+    pub raft_log: RaftLogStatus,
+    /// What apply did and what it took.
+    pub apply: ApplyStages,
+}
+
+/// The raft log on disk; sums since start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RaftLogStatus {
+    /// Batches written.
+    pub frames: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Calls of fdatasync.
+    pub syncs: u64,
+    /// Time in them, nanoseconds.
+    pub sync_ns: u64,
+    /// The longest one, nanoseconds.
+    pub sync_ns_max: u64,
+    /// Age of the one now under way, nanoseconds; 0: none is.
+    pub sync_pending_ns: u64,
+}
+
+/// CPU time of apply by stage, nanoseconds, and what it wrote; sums since start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ApplyStages {
+    /// Entries written, block entries included.
+    pub entries: u64,
+    /// Rows written to the store.
+    pub rows: u64,
+    /// Decoding proposals.
+    pub decode_ns: u64,
+    /// Checking transactions, commitments, encryption, entries and their Merkle hashes.
+    pub transactions_ns: u64,
+    /// The state map and its root.
+    pub state_map_ns: u64,
+    /// Salts and rows.
+    pub rows_ns: u64,
 }
