@@ -8,6 +8,7 @@ pub mod disk;
 pub mod error;
 pub mod node;
 pub mod rt;
+pub mod state_root;
 pub mod view;
 
 mod raft;
