@@ -254,6 +254,15 @@ pub(crate) enum OperationCommand {
     Erase { key: Key, revision: u64 },
 }
 
+impl OperationCommand {
+    /// The key that the operation names.
+    pub(crate) fn key(&self) -> &Key {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } | Self::Erase { key, .. } => key,
+        }
+    }
+}
+
 /// Names one forwarded write: node, boot of that node, sequence within the boot. Never chosen by a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProposalId {

@@ -12,11 +12,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::checkpoint::Checkpoint;
+use crate::command::Key;
 use crate::disk::{Disk, File};
+use crate::entry::{Change, Entry, MapValue};
 use crate::error::Error;
 use crate::identity::Keys;
-use crate::command::Key;
-use crate::entry::{Change, Entry, MapValue};
 use crate::ledger::{Chain, Ledger, key_hash};
 use crate::machine::damaged_entry;
 use crate::merkle::{Hash, Tree, inclusion_proof};
@@ -41,8 +41,6 @@ pub(crate) struct Published {
     pub text: Arc<str>,
     /// Entries that it covers; its last one is a block entry.
     pub size: u64,
-    /// Height of the block that ends there.
-    pub height: u64,
     /// The state map as of that block.
     pub view: ViewId,
 }
@@ -128,18 +126,18 @@ impl Notary {
     }
 
     fn round_blocking(&self) -> Result<(), Error> {
-        let (checkpoint, height, view) = {
+        let (checkpoint, view) = {
             let chain = self.ledger.chain();
             let (size, height) = (chain.head.size, chain.head.height);
             if height == 0 || size <= *self.size.borrow() {
                 return Ok(());
             }
             let checkpoint = Checkpoint { origin: self.origin.clone(), size, root: chain.tree.root() };
-            (checkpoint, height, self.ledger.map.freeze(height)?)
+            (checkpoint, self.ledger.map.freeze(height)?)
         };
         match self.sign(&checkpoint) {
             Ok(text) => {
-                let published = Published { text: text.into(), size: checkpoint.size, height, view };
+                let published = Published { text: text.into(), size: checkpoint.size, view };
                 self.publish(published)
             }
             Err(error) => {
@@ -183,7 +181,9 @@ impl Notary {
             covered.map_err(|_| Error::Unavailable("the node is stopping".into()))?;
         }
         self.published().filter(|p| p.size > index).ok_or_else(|| {
-            Error::Unavailable(format!("no cosigned checkpoint covers entry {index} yet; ask again, or with wait=quorum"))
+            Error::Unavailable(format!(
+                "no cosigned checkpoint covers entry {index} yet; ask again, or with wait=quorum"
+            ))
         })
     }
 
@@ -260,8 +260,7 @@ impl Notary {
         };
         let map = MapProof { siblings: path.siblings, leaf };
         let block = self.source(published.size - 1, published.size)?;
-        let inclusion =
-            Inclusion { index: published.size - 1, path: &block.path, checkpoint: &published.text };
+        let inclusion = Inclusion { index: published.size - 1, path: &block.path, checkpoint: &published.text };
         let opening = opening.as_ref().map(|(salt, value)| (salt, value.as_ref()));
         Ok(proof::latest(&inclusion, &block.line, key.as_str(), &map, put.as_ref(), opening))
     }
@@ -276,8 +275,8 @@ impl Notary {
             _ => None,
         });
         let found = puts.zip(stored.slot..).find(|((key_hash, _), _)| *key_hash == leaf.key_hash);
-        let ((_, commitment), slot) =
-            found.ok_or_else(|| damaged_entry(revision, &"the state map points to it for a key that it does not put"))?;
+        let ((_, commitment), slot) = found
+            .ok_or_else(|| damaged_entry(revision, &"the state map points to it for a key that it does not put"))?;
         let erased_by = match values::one(&self.ledger.rows, slot)? {
             values::Stored::Erased(by) if leaf.erased => Some(by),
             _ => None,
@@ -325,7 +324,8 @@ impl Promise {
             let offset = slot * PROMISE_SLOT_BYTES as u64;
             self.file.read_at(&mut bytes, offset).map_err(|e| Error::io("reading the promise", &e))?;
             blank += u32::from(bytes.iter().all(|b| *b == 0));
-            if let Some(checkpoint) = decode_promise(&bytes).filter(|c| newest.as_ref().is_none_or(|n| n.size < c.size)) {
+            if let Some(checkpoint) = decode_promise(&bytes).filter(|c| newest.as_ref().is_none_or(|n| n.size < c.size))
+            {
                 *self.next_slot.lock().unwrap_or_else(PoisonError::into_inner) = 1 - slot;
                 newest = Some(checkpoint);
             }

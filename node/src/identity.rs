@@ -22,7 +22,7 @@ const SEED_BYTES: usize = 32;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
-    format: u32,
+    pub format: u32,
     /// Id in the cluster.
     pub node: u64,
     /// Name of the node.

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
@@ -19,8 +20,8 @@ use crate::entry::{self, Change, Entry};
 use crate::error::Error;
 use crate::machine::{damaged_entry, find_put, tile_key};
 use crate::merkle::{self, leaf_hash};
-use crate::salts::Salts;
 use crate::rt;
+use crate::salts::Salts;
 use crate::state_root::{self, KeyHash, Slot, SlotState, StateMap};
 use crate::store::names::{self, Names};
 use crate::store::outcomes::Span;
@@ -280,7 +281,8 @@ pub(crate) fn block_row(rows: &Rows, height: u64) -> Result<(u64, u64), Error> {
     if height == 0 {
         return Err(Error::NotFound("block 0".into()));
     }
-    let row = rows.get(Tree::Blocks, &height.to_be_bytes())?.ok_or_else(|| Error::NotFound(format!("block {height}")))?;
+    let row =
+        rows.get(Tree::Blocks, &height.to_be_bytes())?.ok_or_else(|| Error::NotFound(format!("block {height}")))?;
     match row.split_first_chunk::<8>().map(|(last, time)| (last, time.first_chunk::<8>())) {
         Some((last, Some(time))) => Ok((u64::from_be_bytes(*last), u64::from_be_bytes(*time))),
         _ => Err(Error::Corrupt(format!("the row of block {height} is damaged"))),
@@ -362,42 +364,42 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-fn transaction(&mut self, index: u64, transaction: &entry::Transaction<'_>) -> Result<(), Error> {
-    for change in &transaction.changes {
-        let hash = name_hash(change.key());
-        let current = match self.touched.get(&hash) {
-            Some(slot) => Some((slot.revision, slot.versions)),
-            None => self.map.get(&hash)?.map(|s| (s.revision, s.versions)),
-        };
-        let versions = current.map_or(0, |(_, versions)| versions) + 1;
-        // A page may already hold what is replayed here.
-        let known = current.is_some_and(|(revision, _)| revision >= index);
-        match change {
-            Change::Put { key, previous, commitment, .. } => {
-                if let Some(names) = self.names.as_mut().filter(|_| previous.is_none()) {
-                    names.insert(key);
+    fn transaction(&mut self, index: u64, transaction: &entry::Transaction<'_>) -> Result<(), Error> {
+        for change in &transaction.changes {
+            let hash = name_hash(change.key());
+            let current = match self.touched.get(&hash) {
+                Some(slot) => Some((slot.revision, slot.versions)),
+                None => self.map.get(&hash)?.map(|s| (s.revision, s.versions)),
+            };
+            let versions = current.map_or(0, |(_, versions)| versions) + 1;
+            // A page may already hold what is replayed here.
+            let known = current.is_some_and(|(revision, _)| revision >= index);
+            match change {
+                Change::Put { key, previous, commitment, .. } => {
+                    if let Some(names) = self.names.as_mut().filter(|_| previous.is_none()) {
+                        names.insert(key);
+                    }
+                    if !known {
+                        let state = SlotState::Live { commitment: *commitment };
+                        self.touched.set(&hash, Slot { revision: index, versions, state });
+                    }
                 }
-                if !known {
-                    let state = SlotState::Live { commitment: *commitment };
-                    self.touched.set(&hash, Slot { revision: index, versions, state });
+                Change::Delete { .. } => {
+                    if !known {
+                        self.touched.set(&hash, Slot { revision: index, versions, state: SlotState::Deleted });
+                    }
                 }
-            }
-            Change::Delete { .. } => {
-                if !known {
-                    self.touched.set(&hash, Slot { revision: index, versions, state: SlotState::Deleted });
-                }
-            }
-            Change::Erase { key, revision, .. } => {
-                if let Some((at, versions)) = current.filter(|(at, _)| at == revision) {
-                    let line = entries::one(self.rows, at)?.line;
-                    if let Some(put) = find_put(&line, key).map_err(|e| damaged_entry(at, &e))? {
-                        let state = SlotState::Erased { commitment: put.commitment, erased_by: index };
-                        self.touched.set(&hash, Slot { revision: at, versions, state });
+                Change::Erase { key, revision, .. } => {
+                    if let Some((at, versions)) = current.filter(|(at, _)| at == revision) {
+                        let line = entries::one(self.rows, at)?.line;
+                        if let Some(put) = find_put(&line, key).map_err(|e| damaged_entry(at, &e))? {
+                            let state = SlotState::Erased { commitment: put.commitment, erased_by: index };
+                            self.touched.set(&hash, Slot { revision: at, versions, state });
+                        }
                     }
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
-}
 }

@@ -7,9 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::command::{
-    Committed, Command, Key, OperationCommand, Outcome, Refusal, WriteCommand,
-};
+use crate::command::{Command, Committed, Key, OperationCommand, Outcome, Refusal, WriteCommand};
 use crate::entry::{self, Block, Change, Cosigners, Entry, Membership, Transaction};
 use crate::error::Error;
 use crate::ledger::{Chain, HeadRow, Ledger, Touched, key_hash};
@@ -217,11 +215,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Why the transaction must not be applied, if so. Nothing was changed before.
-    fn refusal(
-        &self,
-        write: &WriteCommand,
-        currents: &[(KeyHash, Option<Current>)],
-    ) -> Result<Option<Refusal>, Error> {
+    fn refusal(&self, write: &WriteCommand, currents: &[(KeyHash, Option<Current>)]) -> Result<Option<Refusal>, Error> {
         for requirement in &write.requirements {
             let current = self.current(&key_hash(&requirement.key))?;
             let actual = current.filter(|c| c.exists).map(|c| c.revision);

@@ -112,8 +112,7 @@ impl Node {
         let (opening, directory) = (Arc::clone(&disk), config.data.clone());
         let opened = rt::blocking(move || Ledger::open(opening.as_ref(), &directory, rows)).await;
         let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
-        let notary =
-            Arc::new(Notary::open(disk.as_ref(), &config.data, Arc::clone(&ledger), &identity.origin, keys)?);
+        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, Arc::clone(&ledger), &identity.origin, keys)?);
         let consensus =
             Consensus::start(&disk, &config.data.join("raft"), identity.node, Arc::clone(&ledger), identity.begun)
                 .await?;

@@ -226,7 +226,10 @@ impl Ledger {
                 _ => continue,
             };
             let block = self.block_of(revision)?;
-            return Ok((Version { revision, time_ms: t.time_ms, author: t.author.to_string(), block, change }, previous));
+            return Ok((
+                Version { revision, time_ms: t.time_ms, author: t.author.to_string(), block, change },
+                previous,
+            ));
         }
         Err(damaged_entry(revision, &"it does not name the key that points to it"))
     }

@@ -147,6 +147,14 @@ pub struct Stored {
     pub state: State,
 }
 
+impl Stored {
+    /// Whether the key is in the trie: it has a value, be it an erased one.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        !matches!(self.state, State::Deleted)
+    }
+}
+
 /// The path from the root to where a key is, or would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapProof {

@@ -3,9 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
-use openraft::{
-    EntryPayload, LogId, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership,
-};
+use openraft::{EntryPayload, LogId, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership};
 use serde::{Deserialize, Serialize};
 
 use super::{Applied, SnapshotStream, TypeConfig};

@@ -163,7 +163,8 @@ fn bundled(row: &[u8], position: usize) -> Option<Stored> {
         return None;
     }
     let table = row.get(HEADER..HEADER + count * PER_LINE)?;
-    let length = |i: usize| table.get(i * PER_LINE..i * PER_LINE + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
+    let length =
+        |i: usize| table.get(i * PER_LINE..i * PER_LINE + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));
     let mut start = HEADER + count * PER_LINE;
     for i in 0..position {
         start += length(i)?;

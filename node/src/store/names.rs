@@ -33,7 +33,13 @@ impl Names {
     }
 
     /// Up to `limit` names above `after` (exclusive) that begin with `prefix`, in order.
-    pub(crate) fn page(&self, rows: &Rows, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<String>, Error> {
+    pub(crate) fn page(
+        &self,
+        rows: &Rows,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, Error> {
         let lower = match after {
             Some(after) if after >= prefix => Bound::Excluded(after),
             _ => Bound::Included(prefix),
@@ -82,7 +88,11 @@ impl Names {
 }
 
 /// Merges sorted names into the rows, in batches of bounded size; `commit` writes each batch.
-pub(crate) fn merge(rows: &Rows, names: &[String], mut commit: impl FnMut(Batch) -> Result<(), Error>) -> Result<(), Error> {
+pub(crate) fn merge(
+    rows: &Rows,
+    names: &[String],
+    mut commit: impl FnMut(Batch) -> Result<(), Error>,
+) -> Result<(), Error> {
     let mut rest = names;
     while !rest.is_empty() {
         let mut batch = Batch::default();

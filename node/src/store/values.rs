@@ -156,7 +156,8 @@ pub(crate) fn erase(rows: &Rows, batch: &mut Batch, slots: &BTreeMap<u64, u64>) 
             open = Some((first, values));
         }
         let value = open.as_mut().and_then(|(first, values)| values.get_mut(usize::try_from(slot - *first).ok()?));
-        *value.ok_or_else(|| Error::Corrupt(format!("the value in slot {slot} is missing")))? = Stored::Erased(erased_by);
+        *value.ok_or_else(|| Error::Corrupt(format!("the value in slot {slot} is missing")))? =
+            Stored::Erased(erased_by);
     }
     if let Some((first, values)) = open {
         put(batch, first, &values);
