@@ -11,6 +11,7 @@ pub mod rt;
 pub mod view;
 
 mod raft;
+mod wal;
 
 pub use command::{Key, Operation, Outcome, Refusal, Requirement, Write};
 pub use error::Error;
