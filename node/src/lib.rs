@@ -28,6 +28,7 @@ mod raft;
 mod read;
 mod salts;
 mod store;
+mod wal;
 
 pub use command::{Key, Operation, Outcome, Refusal, Requirement, Write};
 pub use error::Error;

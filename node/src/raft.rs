@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::ledger::{HeadRow, Ledger};
 use crate::rt;
 use crate::view::RaftLogStatus;
+use crate::wal;
 
 mod log;
 mod peers;
@@ -33,7 +34,7 @@ use state::{Durable, StateMachine};
 
 openraft::declare_raft_types!(
     /// The ledger's Raft.
-    pub TypeConfig:
+    pub(crate) TypeConfig:
         D = Proposal,
         R = Applied,
         NodeId = u64,
@@ -45,15 +46,15 @@ openraft::declare_raft_types!(
 
 /// What is proposed: an encoded [`Command`], carried as it lies in the raft log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Proposal(pub Bytes);
+pub(crate) struct Proposal(pub Bytes);
 
 /// What apply answers: one outcome per write of the proposal, in order.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Applied(pub Arc<[Outcome]>);
+pub(crate) struct Applied(pub Arc<[Outcome]>);
 
 /// A snapshot in transit.
 #[derive(Debug)]
-pub struct SnapshotStream;
+pub(crate) struct SnapshotStream;
 
 const HEARTBEAT_MS: u64 = 50;
 const ELECTION_MIN_MS: u64 = 400;
@@ -89,13 +90,15 @@ impl Consensus {
         ledger: Arc<Ledger>,
         begun: bool,
     ) -> Result<Self, Error> {
-        let log = RaftLog::open(Arc::clone(disk), directory, node, log::Config::default())?;
+        let log = RaftLog::open(Arc::clone(disk), directory, node, &wal::Config::default())?;
         check_log(&log, &ledger, begun)?;
         let durable = Durable::default();
         let syncing = Arc::clone(&ledger);
         let synced = rt::blocking(move || syncing.sync(false)).await;
         let head = synced.map_err(|e| Error::Corrupt(format!("making the store durable: {e}")))??;
-        durable.advance(&head)?;
+        if let Some(applied) = durable.advance(&head)? {
+            log.release(applied, false).await?;
+        }
         let machine = StateMachine::new(Arc::clone(&ledger), durable.clone())?;
         let raft = Raft::new(node, Arc::new(config()?), peers::NoPeers, log.clone(), machine)
             .await
@@ -168,9 +171,7 @@ impl Consensus {
             self.raft.trigger().purge_log(applied.index).await.map_err(stopped)?;
             rt::sleep(POLL).await;
         }
-        let log = self.log.clone();
-        let released = rt::blocking(move || log.release(applied, seal)).await;
-        released.map_err(|e| Error::Corrupt(format!("releasing the raft log: {e}")))?
+        self.log.release(applied, seal).await
     }
 
     /// Resolves when the Raft core has ended by itself, with the reason.
@@ -204,7 +205,22 @@ impl Consensus {
             ServerState::Learner => "learner",
             ServerState::Shutdown => "stopped",
         };
-        ConsensusStatus { role, leader: m.current_leader, term: m.current_term, log: self.log.status() }
+        ConsensusStatus { role, leader: m.current_leader, term: m.current_term, log: self.log_status() }
+    }
+}
+
+impl Consensus {
+    fn log_status(&self) -> RaftLogStatus {
+        let stats = self.log.stats();
+        RaftLogStatus {
+            frames: stats.frames,
+            bytes: stats.bytes,
+            segments: stats.segments,
+            fsyncs: stats.fsyncs,
+            fsync_time: stats.fsync_time,
+            fsync_time_max: stats.fsync_time_max,
+            fsync_in_flight: stats.fsync_in_flight,
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What reads return: plain data, no handles.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::command::Key;
@@ -228,14 +230,16 @@ pub struct RaftLogStatus {
     pub frames: u64,
     /// Bytes written.
     pub bytes: u64,
+    /// Files, spare ones too.
+    pub segments: u64,
     /// Calls of fdatasync.
-    pub syncs: u64,
-    /// Time in them, nanoseconds.
-    pub sync_ns: u64,
-    /// The longest one, nanoseconds.
-    pub sync_ns_max: u64,
-    /// Age of the one now under way, nanoseconds; 0: none is.
-    pub sync_pending_ns: u64,
+    pub fsyncs: u64,
+    /// Time in them.
+    pub fsync_time: Duration,
+    /// The longest one.
+    pub fsync_time_max: Duration,
+    /// Age of the one now under way.
+    pub fsync_in_flight: Option<Duration>,
 }
 
 /// CPU time of apply by stage, nanoseconds, and what it wrote; sums since start.
