@@ -48,6 +48,11 @@ impl Key {
     }
 
     fn checked(text: &str) -> Result<Self, String> {
+        Self::check(text).map(|()| Self(text.to_owned()))
+    }
+
+    /// Whether a text is a key, of a client or of the system state.
+    pub(crate) fn check(text: &str) -> Result<(), String> {
         if text.is_empty() {
             return Err("a key has at least one byte".into());
         }
@@ -57,7 +62,7 @@ impl Key {
         if let Some(c) = text.chars().find(|c| c.is_control()) {
             return Err(format!("a key has no control characters, this one has U+{:04X}", u32::from(c)));
         }
-        Ok(Self(text.to_owned()))
+        Ok(())
     }
 
     /// The key as text.

@@ -5,11 +5,15 @@
 
 pub mod command;
 pub mod disk;
+pub mod entry;
 pub mod error;
+pub mod merkle;
 pub mod node;
 pub mod rt;
+pub mod tiles;
 pub mod view;
 
+mod canonical;
 mod raft;
 
 pub use command::{Key, Operation, Outcome, Refusal, Requirement, Write};
