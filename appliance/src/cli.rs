@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
-use crate::client::{self, Target};
+use crate::client;
 use crate::export::Export;
 use crate::import::Import;
 use crate::output::Format;
@@ -185,6 +185,12 @@ fn online(command: Command, format: Format) -> anyhow::Result<()> {
             | Command::Man { .. } => unreachable!("these need no node and were run already"),
         }
     })
+}
+
+/// A verifier key given as it is, or the one in a file.
+pub fn verifier_key(text: &str) -> anyhow::Result<String> {
+    anyhow::ensure!(!text.is_empty());
+    Ok(text.to_owned())
 }
 
 /// Prints the error with its causes to standard error and says how the process ends.

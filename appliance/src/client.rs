@@ -176,7 +176,8 @@ impl Client {
 
     async fn try_once(&self, request: &Request) -> Result<Answer, Error> {
         let deadline = Instant::now() + CONNECT_TIMEOUT + request.answer_timeout;
-        let (mut connection, answer) = timeout_at(deadline, self.exchange(request)).await.map_err(|_| self.late(request))??;
+        let (mut connection, answer) =
+            timeout_at(deadline, self.exchange(request)).await.map_err(|_| self.late(request))??;
         let (head, body) = answer.into_parts();
         let body = timeout_at(deadline, collect(body, request.answer_bytes_max)).await;
         let body = body.map_err(|_| self.late(request))?.map_err(|e| e.at(&self.target.url))?;
@@ -191,8 +192,7 @@ impl Client {
 
     /// Opens an endless answer, for events. Its pieces come by [`Stream::next`].
     pub async fn stream(&self, request: Request) -> Result<Stream, Error> {
-        let answer =
-            timeout(CONNECT_TIMEOUT + request.answer_timeout, self.exchange(&request)).await;
+        let answer = timeout(CONNECT_TIMEOUT + request.answer_timeout, self.exchange(&request)).await;
         let (connection, answer) = answer.map_err(|_| self.late(&request))??;
         let (head, body) = answer.into_parts();
         if head.status.is_success() {
@@ -210,10 +210,14 @@ impl Client {
                 Some(connection) => (connection, true),
                 None => (self.connect().await?, false),
             };
-            match connection.try_send_request(self.message(request)?).await {
+            let mut failed = match connection.try_send_request(self.message(request)?).await {
                 Ok(answer) => return Ok((connection, answer)),
-                Err(mut e) if kept && e.take_message().is_some() => {}
-                Err(e) => return Err(Error::lost(&self.target.url, &e.into_error(), request.method != Method::GET)),
+                Err(failed) => failed,
+            };
+            let unsent = failed.take_message().is_some();
+            if !(kept && unsent) {
+                let written = !unsent && request.method != Method::GET;
+                return Err(Error::lost(&self.target.url, &failed.into_error(), written));
             }
         }
     }

@@ -96,8 +96,8 @@ async fn create(client: &Client, body: &Value, save: &Path, format: Format) -> a
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     let mut file = options.open(save).with_context(|| format!("cannot make {name}"))?;
-    let request = Request::write(Method::POST, "/v1/api-keys", body.to_string())
-        .header("content-type", "application/json")?;
+    let request =
+        Request::write(Method::POST, "/v1/api-keys", body.to_string()).header("content-type", "application/json")?;
     let answer = match client.send(request).await {
         Ok(answer) => answer.json()?,
         Err(e) => {

@@ -307,7 +307,11 @@ pub(super) async fn keys(keys: &Keys, format: Format) -> anyhow::Result<()> {
     let mut after: Option<String> = None;
     loop {
         let limit = left.min(PAGE_ROWS).to_string();
-        let parameters = [("prefix", Some(keys.prefix.as_str())), ("after", after.as_deref()), ("limit", Some(&limit))];
+        let parameters = [
+            ("prefix", Some(keys.prefix.as_str()).filter(|p| !p.is_empty())),
+            ("after", after.as_deref()),
+            ("limit", Some(&limit)),
+        ];
         let page = client.send(Request::get(format!("/v1/keys{}", query(&parameters)))).await?.json()?;
         let rows = page.get("keys").and_then(Value::as_array).context("the node's answer lists no keys")?;
         match format {

@@ -48,7 +48,9 @@ impl Error {
     pub(super) fn unreachable(url: &str, error: &std::io::Error) -> Self {
         let hint = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => " (is the node running there? see `samovar serve`)",
-            std::io::ErrorKind::InvalidData => " (is --ca the ca.pem of this node, and the host in --url the one it is named by?)",
+            std::io::ErrorKind::InvalidData => {
+                " (is --ca the ca.pem of this node, and the host in --url the one it is named by?)"
+            }
             _ => "",
         };
         Self::Unreachable { url: url.to_owned(), reason: format!("{error}{hint}") }

@@ -61,9 +61,11 @@ impl Target {
                 ))
             })?,
             (None, None) => {
-                return Err(Error::Usage("no node is named: pass --url and --ca, or --data with the data directory of a \
+                return Err(Error::Usage(
+                    "no node is named: pass --url and --ca, or --data with the data directory of a \
                                          node on this machine (or set SAMOVAR_URL and SAMOVAR_CA, or SAMOVAR_DATA)"
-                    .into()));
+                        .into(),
+                ));
             }
         };
         let (host, port) = parse_url(&url)?;
@@ -174,7 +176,9 @@ mod tests {
             let parsed = parse_url(text).unwrap_or_else(|e| panic!("{text} is a URL of a node: {e}"));
             assert_eq!(parsed, (host.to_owned(), port), "{text}");
         }
-        for text in ["", "box-01:8443", "http://box-01", "https://box/v1", "https://u:p@box", "https://b/?x", "https://:1"] {
+        for text in
+            ["", "box-01:8443", "http://box-01", "https://box/v1", "https://u:p@box", "https://b/?x", "https://:1"]
+        {
             assert!(matches!(parse_url(text), Err(Error::Usage(_))), "{text} is refused");
         }
     }
@@ -202,8 +206,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("t");
         let long = "x".repeat(TOKEN_BYTES_MAX + 1);
-        for (content, fit) in [("abc\n", true), ("", false), ("a b", false), ("a\nb\n", false), (long.as_str(), false)] {
-            std::io::Write::write_all(&mut fs::File::create(&path).expect("create"), content.as_bytes()).expect("write");
+        for (content, fit) in [("abc\n", true), ("", false), ("a b", false), ("a\nb\n", false), (long.as_str(), false)]
+        {
+            std::io::Write::write_all(&mut fs::File::create(&path).expect("create"), content.as_bytes())
+                .expect("write");
             assert_eq!(read_token(&path).is_ok(), fit, "content {content:.20?}");
         }
         assert!(bearer("abc").expect("a token").is_sensitive(), "a token is never shown in a debug print");

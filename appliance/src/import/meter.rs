@@ -51,7 +51,8 @@ impl Meter {
             bar.set_message(format!("{rows} rows, {rate} rows/s"));
         } else if !self.quiet && Instant::now() >= self.next_line {
             self.next_line = Instant::now() + LINE_EVERY;
-            let percent = self.size.filter(|s| *s > 0).map(|s| format!(", {} %", u128::from(offset) * 100 / u128::from(s)));
+            let percent =
+                self.size.filter(|s| *s > 0).map(|s| format!(", {} %", u128::from(offset) * 100 / u128::from(s)));
             eprintln!("{}: {rows} rows, {rate} rows/s{}", self.name, percent.unwrap_or_default());
         }
     }

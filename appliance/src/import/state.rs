@@ -72,11 +72,16 @@ impl State {
             file => file.and_then(|f| f.take(STATE_BYTES_MAX).read_to_string(&mut text)),
         }
         .with_context(|| format!("cannot read the progress file {}", path.display()))?;
-        let state: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{} is not a progress file of an import; name another with --state", path.display()))?;
+        let state: Self = serde_json::from_str(&text).with_context(|| {
+            format!("{} is not a progress file of an import; name another with --state", path.display())
+        })?;
         if state.version != VERSION {
-            bail!("{}: version {} of progress files, this program writes {VERSION}; finish the import with the program \
-                   that began it", path.display(), state.version);
+            bail!(
+                "{}: version {} of progress files, this program writes {VERSION}; finish the import with the program \
+                   that began it",
+                path.display(),
+                state.version
+            );
         }
         Ok(Some(state))
     }
