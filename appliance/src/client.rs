@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
+use hyper::Method;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use samovar_node::rt;
 use tokio::net::TcpStream;
@@ -63,11 +63,9 @@ pub struct Request {
     answer_bytes_max: usize,
 }
 
-/// An answer with its whole body.
+/// A successful (2xx) answer with its whole body.
 #[derive(Debug)]
 pub struct Answer {
-    /// Status, always 2xx.
-    pub status: StatusCode,
     /// Headers.
     pub headers: HeaderMap,
     /// Body.
@@ -175,9 +173,7 @@ impl Client {
     }
 
     async fn try_once(&self, request: &Request) -> Result<Answer, Error> {
-        let deadline = Instant::now() + CONNECT_TIMEOUT + request.answer_timeout;
-        let (mut connection, answer) =
-            timeout_at(deadline, self.exchange(request)).await.map_err(|_| self.late(request))??;
+        let Exchange { mut connection, answer, deadline } = self.exchange(request).await?;
         let (head, body) = answer.into_parts();
         let body = timeout_at(deadline, collect(body, request.answer_bytes_max)).await;
         let body = body.map_err(|_| self.late(request))?.map_err(|e| e.at(&self.target.url))?;
@@ -185,33 +181,34 @@ impl Client {
             self.keep(connection);
         }
         if head.status.is_success() {
-            return Ok(Answer { status: head.status, headers: head.headers, body });
+            return Ok(Answer { headers: head.headers, body });
         }
         Err(Error::Refused(Box::new(Problem::parse(head.status, &head.headers, &body))))
     }
 
     /// Opens an endless answer, for events. Its pieces come by [`Stream::next`].
     pub async fn stream(&self, request: Request) -> Result<Stream, Error> {
-        let answer = timeout(CONNECT_TIMEOUT + request.answer_timeout, self.exchange(&request)).await;
-        let (connection, answer) = answer.map_err(|_| self.late(&request))??;
+        let Exchange { connection, answer, deadline } = self.exchange(&request).await?;
         let (head, body) = answer.into_parts();
         if head.status.is_success() {
             return Ok(Stream { body, url: self.target.url.clone(), _connection: connection });
         }
-        let body = timeout(request.answer_timeout, collect(body, request.answer_bytes_max)).await;
+        let body = timeout_at(deadline, collect(body, request.answer_bytes_max)).await;
         let body = body.map_err(|_| self.late(&request))?.map_err(|e| e.at(&self.target.url))?;
         Err(Error::Refused(Box::new(Problem::parse(head.status, &head.headers, &body))))
     }
 
     /// Sends on a kept connection, or on a new one when that turns out to be closed before anything was sent.
-    async fn exchange(&self, request: &Request) -> Result<(Connection, hyper::Response<Incoming>), Error> {
+    async fn exchange(&self, request: &Request) -> Result<Exchange, Error> {
         loop {
             let (mut connection, kept) = match self.take() {
                 Some(connection) => (connection, true),
                 None => (self.connect().await?, false),
             };
-            let mut failed = match connection.try_send_request(self.message(request)?).await {
-                Ok(answer) => return Ok((connection, answer)),
+            let deadline = Instant::now() + request.answer_timeout;
+            let sent = timeout_at(deadline, connection.try_send_request(self.message(request)?)).await;
+            let mut failed = match sent.map_err(|_| self.late(request))? {
+                Ok(answer) => return Ok(Exchange { connection, answer, deadline }),
                 Err(failed) => failed,
             };
             let unsent = failed.take_message().is_some();
@@ -271,6 +268,14 @@ impl Client {
         let (url, reason) = (self.target.url.clone(), "no answer in time".to_owned());
         if request.method == Method::GET { Error::Unreachable { url, reason } } else { Error::Unknown { url, reason } }
     }
+}
+
+/// An answer whose head has come.
+struct Exchange {
+    connection: Connection,
+    answer: hyper::Response<Incoming>,
+    /// When its body must have come.
+    deadline: Instant,
 }
 
 /// The body of an endless answer.
@@ -356,5 +361,7 @@ pub fn query(parameters: &[(&str, Option<&str>)]) -> String {
     text
 }
 
+#[cfg(test)]
+pub mod fake;
 #[cfg(test)]
 mod tests;

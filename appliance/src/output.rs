@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn figures_for_people() {
-        let sizes = [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 20, "1.0 MiB"), (u64::MAX, "16384.0 PiB")];
+        let sizes = [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 20, "1.0 MiB"), (u64::MAX, "16383.9 PiB")];
         for (bytes, shown) in sizes {
             assert_eq!(size(bytes), shown, "{bytes} bytes");
         }

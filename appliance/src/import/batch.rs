@@ -196,4 +196,4 @@ fn entry_bytes(key: &str) -> usize {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -219,4 +219,4 @@ fn push_key_part(key: &mut String, first: bool, field: &str, part: &str) -> Resu
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
