@@ -18,8 +18,11 @@ mod api_key;
 mod keys;
 mod manual;
 mod proofs;
-pub mod status;
+mod status;
 mod watch;
+
+pub(crate) use proofs::log_key;
+pub(crate) use status::log_size;
 
 /// Refused or failed.
 const EXIT_FAILED: u8 = 1;
@@ -36,10 +39,10 @@ const EXIT_UNREACHABLE: u8 = 3;
 /// Exit codes: 0 done, 1 refused or failed, 2 usage, 3 cannot reach the node.
 #[derive(Debug, Parser)]
 #[command(name = "samovar", version, max_term_width = 100)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// How results are printed
     #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
-    pub output: Format,
+    pub(crate) output: Format,
     #[command(subcommand)]
     command: Command,
 }
@@ -133,10 +136,10 @@ enum ConfigCommand {
 /// The command was called wrongly in a way that only shows beyond the parser.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Usage(pub String);
+pub(crate) struct Usage(pub(crate) String);
 
 /// Runs a command.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let format = cli.output;
     match cli.command {
         Command::Init { data, name, listen } => crate::serve::init(&data, name.as_deref(), listen),
@@ -161,40 +164,36 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
 /// Runs a command that talks to a node.
 fn online(command: Command, format: Format) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        match command {
-            Command::Status(c) => status::run(&c, format).await,
-            Command::Put(c) => keys::put(&c, format).await,
-            Command::Get(c) => keys::get(&c, format).await,
-            Command::Delete(c) => keys::delete(&c, format).await,
-            Command::History(c) => keys::history(&c, format).await,
-            Command::Keys(c) => keys::keys(&c, format).await,
-            Command::Erase(c) => keys::erase(&c, format).await,
-            Command::Watch(c) => watch::run(&c).await,
-            Command::Import(c) => crate::import::run(&c, format).await,
-            Command::Receipt(c) => proofs::receipt(&c).await,
-            Command::Prove(c) => proofs::prove(&c).await,
-            Command::ApiKey(c) => api_key::run(&c, format).await,
-            Command::Export(c) => crate::export::run(&c, format).await,
-            Command::Init { .. }
-            | Command::Serve { .. }
-            | Command::Dev { .. }
-            | Command::Config(_)
-            | Command::Verify(_)
-            | Command::Completions { .. }
-            | Command::Man { .. } => unreachable!("these need no node and were run already"),
-        }
-    })
+    runtime.block_on(client_command(command, format))
 }
 
-/// A verifier key given as it is, or the one in a file.
-pub fn verifier_key(text: &str) -> anyhow::Result<String> {
-    anyhow::ensure!(!text.is_empty());
-    Ok(text.to_owned())
+async fn client_command(command: Command, format: Format) -> anyhow::Result<()> {
+    match command {
+        Command::Status(c) => status::run(&c, format).await,
+        Command::Put(c) => keys::put(&c, format).await,
+        Command::Get(c) => keys::get(&c, format).await,
+        Command::Delete(c) => keys::delete(&c, format).await,
+        Command::History(c) => keys::history(&c, format).await,
+        Command::Keys(c) => keys::keys(&c, format).await,
+        Command::Erase(c) => keys::erase(&c, format).await,
+        Command::Watch(c) => watch::run(&c).await,
+        Command::Import(c) => crate::import::run(&c, format).await,
+        Command::Receipt(c) => proofs::receipt(&c).await,
+        Command::Prove(c) => proofs::prove(&c).await,
+        Command::ApiKey(c) => api_key::run(&c, format).await,
+        Command::Export(c) => crate::export::run(&c, format).await,
+        Command::Init { .. }
+        | Command::Serve { .. }
+        | Command::Dev { .. }
+        | Command::Config(_)
+        | Command::Verify(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => unreachable!("these need no node and were run already"),
+    }
 }
 
 /// Prints the error with its causes to standard error and says how the process ends.
-pub fn report(error: &anyhow::Error, format: Format) -> ExitCode {
+pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     let code = exit_code(error);
     if code == 0 {
         return ExitCode::SUCCESS;
@@ -213,7 +212,7 @@ pub fn report(error: &anyhow::Error, format: Format) -> ExitCode {
 }
 
 /// The exit code of an error; 0 for a broken pipe, whose reader has seen enough.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let broken_pipe = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
     if error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken_pipe)) {
         return 0;

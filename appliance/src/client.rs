@@ -17,11 +17,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
 mod failure;
-pub mod sse;
+pub(crate) mod sse;
 mod target;
 
-pub use failure::{Error, Problem};
-pub use target::Target;
+pub(crate) use failure::{Error, Problem};
+pub(crate) use target::Target;
 
 use target::Resolved;
 
@@ -44,7 +44,7 @@ type Connection = SendRequest<Full<Bytes>>;
 
 /// A client of one node. Clones are cheap and share their connections.
 #[derive(Clone)]
-pub struct Client {
+pub(crate) struct Client {
     target: Arc<Resolved>,
     /// Connections with no request on them; the lock is never held across a wait.
     idle: Arc<Mutex<Vec<Connection>>>,
@@ -52,7 +52,7 @@ pub struct Client {
 
 /// A request to be sent, perhaps several times.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub(crate) struct Request {
     method: Method,
     path: String,
     headers: HeaderMap,
@@ -65,11 +65,11 @@ pub struct Request {
 
 /// A successful (2xx) answer with its whole body.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Headers.
-    pub headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
     /// Body.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
 }
 
 impl Request {
@@ -87,24 +87,24 @@ impl Request {
     }
 
     /// A read, which may be repeated.
-    pub fn get(path: impl Into<String>) -> Self {
+    pub(crate) fn get(path: impl Into<String>) -> Self {
         Self::new(Method::GET, path)
     }
 
     /// A write that may be repeated only with [`Request::idempotent`].
-    pub fn write(method: Method, path: impl Into<String>, body: impl Into<Bytes>) -> Self {
+    pub(crate) fn write(method: Method, path: impl Into<String>, body: impl Into<Bytes>) -> Self {
         Self { body: body.into(), ..Self::new(method, path) }
     }
 
     /// Makes a write repeatable: the node applies it once for this key.
-    pub fn idempotent(mut self, key: &str) -> Result<Self, Error> {
+    pub(crate) fn idempotent(mut self, key: &str) -> Result<Self, Error> {
         self = self.header("idempotency-key", key)?;
         self.repeatable = true;
         Ok(self)
     }
 
     /// Adds a header.
-    pub fn header(mut self, name: &'static str, value: &str) -> Result<Self, Error> {
+    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Result<Self, Error> {
         let value =
             HeaderValue::from_str(value).map_err(|_| Error::Usage(format!("{name}: {value:?} fits no header")))?;
         self.headers.insert(HeaderName::from_static(name), value);
@@ -112,13 +112,13 @@ impl Request {
     }
 
     /// Says how long the request is repeated while the node is away or busy.
-    pub fn patience(mut self, patience: Duration) -> Self {
+    pub(crate) fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
     /// Says how long one answer may take and how large, in bytes, it may be.
-    pub fn bounds(mut self, timeout: Duration, bytes_max: usize) -> Self {
+    pub(crate) fn bounds(mut self, timeout: Duration, bytes_max: usize) -> Self {
         self.answer_timeout = timeout;
         self.answer_bytes_max = bytes_max;
         self
@@ -127,35 +127,35 @@ impl Request {
 
 impl Answer {
     /// The body as JSON.
-    pub fn json(&self) -> Result<serde_json::Value, Error> {
+    pub(crate) fn json(&self) -> Result<serde_json::Value, Error> {
         serde_json::from_slice(&self.body).map_err(|e| Error::Protocol(format!("the node's answer is not JSON: {e}")))
     }
 
     /// The body as text.
-    pub fn text(&self) -> Result<&str, Error> {
+    pub(crate) fn text(&self) -> Result<&str, Error> {
         std::str::from_utf8(&self.body).map_err(|_| Error::Protocol("the node's answer is not UTF-8".into()))
     }
 
     /// A header as text.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 }
 
 impl Client {
     /// Reads what the target names. Connects to nothing yet.
-    pub fn open(target: &Target) -> Result<Self, Error> {
+    pub(crate) fn open(target: &Target) -> Result<Self, Error> {
         Ok(Self { target: Arc::new(target.resolve()?), idle: Arc::default() })
     }
 
     /// URL of the node.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.target.url
     }
 
     /// Sends a request and reads the whole answer. What is repeatable is repeated after a lost connection, 429, 503 and
     /// "still running" until its patience ends, as the node's `Retry-After` asks.
-    pub async fn send(&self, request: Request) -> Result<Answer, Error> {
+    pub(crate) async fn send(&self, request: Request) -> Result<Answer, Error> {
         let give_up = Instant::now() + request.patience;
         let mut pause = PAUSE_FIRST;
         loop {
@@ -187,7 +187,7 @@ impl Client {
     }
 
     /// Opens an endless answer, for events. Its pieces come by [`Stream::next`].
-    pub async fn stream(&self, request: Request) -> Result<Stream, Error> {
+    pub(crate) async fn stream(&self, request: Request) -> Result<Stream, Error> {
         let Exchange { connection, answer, deadline } = self.exchange(&request).await?;
         let (head, body) = answer.into_parts();
         if head.status.is_success() {
@@ -279,7 +279,7 @@ struct Exchange {
 }
 
 /// The body of an endless answer.
-pub struct Stream {
+pub(crate) struct Stream {
     body: Incoming,
     url: String,
     /// Dropping it would end the connection.
@@ -288,7 +288,7 @@ pub struct Stream {
 
 impl Stream {
     /// The next bytes, or `None` when the node ended the answer; silence for longer than `idle` is a lost connection.
-    pub async fn next(&mut self, idle: Duration) -> Result<Option<Bytes>, Error> {
+    pub(crate) async fn next(&mut self, idle: Duration) -> Result<Option<Bytes>, Error> {
         loop {
             let silent = || Error::Unreachable { url: self.url.clone(), reason: "the connection went silent".into() };
             match timeout(idle, self.body.frame()).await.map_err(|_| silent())? {
@@ -339,14 +339,14 @@ fn jitter(pause: Duration) -> Duration {
 }
 
 /// Path of a route that ends in a key. `/` stays; whatever is not unreserved is percent-encoded as UTF-8.
-pub fn key_path(route: &str, key: &str) -> String {
+pub(crate) fn key_path(route: &str, key: &str) -> String {
     use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
     const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
     format!("{route}/{}", utf8_percent_encode(key, KEEP))
 }
 
 /// A query string with its `?`, from the parameters that have a value; empty without any.
-pub fn query(parameters: &[(&str, Option<&str>)]) -> String {
+pub(crate) fn query(parameters: &[(&str, Option<&str>)]) -> String {
     use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
     const KEEP: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
     let mut text = String::new();
@@ -362,6 +362,6 @@ pub fn query(parameters: &[(&str, Option<&str>)]) -> String {
 }
 
 #[cfg(test)]
-pub mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;

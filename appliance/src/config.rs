@@ -3,11 +3,11 @@
 use std::path::Path;
 
 /// The checked configuration.
-pub struct Config;
+pub(crate) struct Config;
 
 impl Config {
     /// Reads a configuration file.
-    pub fn load(_file: Option<&Path>, _data: Option<&Path>) -> anyhow::Result<Self> {
+    pub(crate) fn load(_file: Option<&Path>, _data: Option<&Path>) -> anyhow::Result<Self> {
         anyhow::bail!("the configuration is not joined yet")
     }
 }

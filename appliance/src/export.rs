@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use samovar_node::checkpoint::Checkpoint;
 use samovar_node::command::ENTRY_BYTES_MAX;
+use samovar_node::note::{Note, VerifierKey};
 use samovar_node::tiles::{Kind, TILE_WIDTH, Tile};
 use serde_json::json;
 
@@ -20,8 +22,6 @@ use crate::client::{Client, Request, Target};
 use crate::output::{self, Format};
 
 mod check;
-
-use check::Head;
 
 /// Tiles fetched at once.
 const FETCH_AHEAD: usize = 16;
@@ -36,7 +36,7 @@ const CHECKPOINT: &str = "checkpoint";
 
 /// Writes the chain log as static files
 #[derive(Debug, clap::Args)]
-pub struct Export {
+pub(crate) struct Export {
     #[command(flatten)]
     target: Target,
     /// Directory of the static files; made when it is missing, brought up to date when it holds an earlier export
@@ -52,19 +52,20 @@ pub struct Export {
 }
 
 /// Runs the export.
-pub async fn run(export: &Export, format: Format) -> anyhow::Result<()> {
+pub(crate) async fn run(export: &Export, format: Format) -> anyhow::Result<()> {
     let client = Client::open(&export.target)?;
-    let vkey = match &export.key {
-        Some(key) => crate::cli::verifier_key(key)?,
+    let key = match &export.key {
+        Some(key) => crate::cli::log_key(key)?,
         None => {
             let log = client.send(Request::get("/v1/log")).await?.json()?;
-            log.get("vkey").and_then(|v| v.as_str()).context("/v1/log names no verifier key")?.to_owned()
+            let key = log.get("vkey").and_then(|v| v.as_str()).context("/v1/log names no verifier key")?;
+            VerifierKey::parse(key).context("/v1/log")?
         }
     };
     let text = client.send(Request::get(format!("/{CHECKPOINT}"))).await?.text()?.to_owned();
-    let head = Head::verify(&text, &vkey)?;
+    let head = open_checkpoint(&text, &key)?;
     let directory = export.tiles.as_path();
-    let earlier = earlier_head(directory, &vkey)?;
+    let earlier = earlier_checkpoint(directory, &key)?;
     if let Some(earlier) = earlier.as_ref().filter(|e| e.size > head.size) {
         bail!(
             "{} holds {} entries, the node's checkpoint only {}: export to another directory, and find out why the log \
@@ -81,7 +82,7 @@ pub async fn run(export: &Export, format: Format) -> anyhow::Result<()> {
     summary(export, &head, fetched, format)
 }
 
-fn summary(export: &Export, head: &Head, fetched: u64, format: Format) -> anyhow::Result<()> {
+fn summary(export: &Export, head: &Checkpoint, fetched: u64, format: Format) -> anyhow::Result<()> {
     let (size, directory) = (head.size, export.tiles.display());
     match format {
         Format::Json => output::json(&json!({ "origin": head.origin, "size": size, "tiles_fetched": fetched }))?,
@@ -94,14 +95,20 @@ fn summary(export: &Export, head: &Head, fetched: u64, format: Format) -> anyhow
     Ok(())
 }
 
+/// What the log signed.
+fn open_checkpoint(text: &str, key: &VerifierKey) -> anyhow::Result<Checkpoint> {
+    let note = Note::parse(text).context("the checkpoint")?;
+    Ok(Checkpoint::open(&note, key)?)
+}
+
 /// The checkpoint of an earlier export to the same directory.
-fn earlier_head(directory: &Path, vkey: &str) -> anyhow::Result<Option<Head>> {
+fn earlier_checkpoint(directory: &Path, key: &VerifierKey) -> anyhow::Result<Option<Checkpoint>> {
     let path = directory.join(CHECKPOINT);
     match fs::read_to_string(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
         Ok(text) => {
-            let head = Head::verify(&text, vkey);
+            let head = open_checkpoint(&text, key);
             let head =
                 head.with_context(|| format!("{} is not of this log: choose another directory", path.display()))?;
             Ok(Some(head))

@@ -49,7 +49,7 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Imports rows of a CSV or JSON-lines file
 #[derive(Debug, clap::Args)]
-pub struct Import {
+pub(crate) struct Import {
     #[command(flatten)]
     target: Target,
     /// The file; `-` reads standard input, which cannot be resumed
@@ -90,12 +90,13 @@ pub struct Import {
 }
 
 /// Runs the import.
-pub async fn run(import: &Import, format: Format) -> anyhow::Result<()> {
+pub(crate) async fn run(import: &Import, format: Format) -> anyhow::Result<()> {
     let shape = import.shape()?;
     let client = Client::open(&import.target)?;
     let log = client.send(Request::get("/v1/log")).await?.json()?;
     let origin = log.get("origin").and_then(Value::as_str).context("/v1/log names no origin")?.to_owned();
-    let size_before = log_size(&client).await;
+    // Tells rows that an earlier import wrote; a principal that may not know sees them counted as its own.
+    let size_before = crate::cli::log_size(&client).await.unwrap_or(0);
     let name = import.file.display().to_string();
     if import.from_stdin() {
         let progress = import.begin_stdin(&shape, &origin, size_before)?;
@@ -112,12 +113,6 @@ pub async fn run(import: &Import, format: Format) -> anyhow::Result<()> {
     }
     progress.save()?;
     transfer(import, &client, rows, progress, format).await
-}
-
-/// Entries in the chain log now, to tell rows that an earlier import wrote; 0 if this key may not know.
-async fn log_size(client: &Client) -> u64 {
-    let status = client.send(Request::get("/v1/status")).await.ok().and_then(|a| a.json().ok()).unwrap_or_default();
-    crate::cli::status::log_size(&status).unwrap_or(0)
 }
 
 async fn transfer<R: BufRead + Send + 'static>(

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// How a command prints its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// Tables and sentences.
     #[default]
     Text,
@@ -17,24 +17,24 @@ pub enum Format {
 
 /// Columns of text, aligned to the left, two spaces apart.
 #[derive(Debug)]
-pub struct Table {
+pub(crate) struct Table {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// An empty table.
-    pub fn new(header: &[&'static str]) -> Self {
+    pub(crate) fn new(header: &[&'static str]) -> Self {
         Self { header: header.to_vec(), rows: Vec::new() }
     }
 
     /// Adds a row; a missing cell is shown as `-`.
-    pub fn row(&mut self, cells: Vec<String>) {
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells.into_iter().map(|c| if c.is_empty() { "-".into() } else { printable(&c) }).collect());
     }
 
     /// The table as text, one line a row, no trailing spaces.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut widths: Vec<usize> = self.header.iter().map(|h| h.chars().count()).collect();
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
@@ -57,7 +57,7 @@ impl Table {
 }
 
 /// The text with control characters replaced, so that stored data cannot steer a terminal.
-pub fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -65,7 +65,7 @@ pub fn printable(text: &str) -> String {
 ///
 /// # Errors
 /// As standard output says; a broken pipe is one too, and [`crate::cli::exit_code`] forgives it.
-pub fn text(text: &str) -> io::Result<()> {
+pub(crate) fn text(text: &str) -> io::Result<()> {
     bytes(text.as_bytes())
 }
 
@@ -73,7 +73,7 @@ pub fn text(text: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// The same as [`text`].
-pub fn bytes(bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn bytes(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;
     out.flush()
@@ -83,12 +83,12 @@ pub fn bytes(bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// The same as [`text`].
-pub fn json(value: &Value) -> io::Result<()> {
+pub(crate) fn json(value: &Value) -> io::Result<()> {
     text(&format!("{value}\n"))
 }
 
 /// A size in bytes for people: `512 B`, `1.5 KiB`, `3.0 GiB`.
-pub fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -103,7 +103,7 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// A span of time for people, its two largest units: `40ms`, `12s`, `6m12s`, `3h05m`, `2d04h`.
-pub fn span(ms: u64) -> String {
+pub(crate) fn span(ms: u64) -> String {
     let s = ms / 1000;
     match s {
         0 => format!("{ms}ms"),
@@ -115,7 +115,7 @@ pub fn span(ms: u64) -> String {
 }
 
 /// A time, given in milliseconds since 1970, as RFC 3339 in UTC.
-pub fn time(ms: u64) -> String {
+pub(crate) fn time(ms: u64) -> String {
     time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
         .ok()
         .and_then(|t| t.format(&time::format_description::well_known::Rfc3339).ok())

@@ -31,7 +31,7 @@ pub(super) struct WriteArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct Put {
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
     #[command(flatten)]
     write: WriteArgs,
     /// The key
@@ -54,7 +54,7 @@ pub(super) struct Put {
 #[derive(Debug, clap::Args)]
 pub(super) struct Get {
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
     /// The key
     #[arg(value_parser = client_key)]
     key: Key,
@@ -72,7 +72,7 @@ pub(super) struct Get {
 #[derive(Debug, clap::Args)]
 pub(super) struct Delete {
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
     #[command(flatten)]
     write: WriteArgs,
     /// The key
@@ -86,7 +86,7 @@ pub(super) struct Delete {
 #[derive(Debug, clap::Args)]
 pub(super) struct History {
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
     /// The key
     #[arg(value_parser = client_key)]
     key: Key,
@@ -98,7 +98,7 @@ pub(super) struct History {
 #[derive(Debug, clap::Args)]
 pub(super) struct Keys {
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
     /// Only keys that begin so
     #[arg(default_value = "")]
     prefix: String,
@@ -110,7 +110,7 @@ pub(super) struct Keys {
 #[derive(Debug, clap::Args)]
 pub(super) struct Erase {
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
     #[command(flatten)]
     write: WriteArgs,
     /// The key
@@ -287,12 +287,12 @@ pub(super) async fn history(history: &History, format: Format) -> anyhow::Result
 fn version_table(rows: &[Value]) -> Table {
     let mut table = Table::new(&["REVISION", "TIME", "AUTHOR", "BLOCK", "SIZE", "TYPE", "STATE"]);
     for row in rows {
-        let state = match (row.get("deleted").and_then(Value::as_bool), row.get("erased_by").and_then(Value::as_u64)) {
-            (Some(true), _) => "deleted".into(),
+        let state = match (figure(row, "change").as_str(), row.get("erased_by").and_then(Value::as_u64)) {
+            ("delete", _) => "deleted".into(),
             (_, Some(entry)) => format!("erased by {entry}"),
             _ => "held".into(),
         };
-        let time = row.get("time").and_then(Value::as_u64).map_or_else(|| figure(row, "time"), output::time);
+        let time = row.get("time_ms").and_then(Value::as_u64).map(output::time).unwrap_or_default();
         let mut cells = vec![figure(row, "revision"), time];
         cells.extend(["author", "block", "size", "type"].map(|name| figure(row, name)));
         cells.push(state);

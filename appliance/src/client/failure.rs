@@ -12,7 +12,7 @@ const EXCERPT_CHARS_MAX: usize = 200;
 
 /// An error of the client.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The command was called wrongly.
     #[error("{0}")]
     Usage(String),
@@ -69,7 +69,7 @@ impl Error {
     }
 
     /// Whether the same request may succeed a moment later.
-    pub fn is_passing(&self) -> bool {
+    pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Unknown { .. } => true,
             Self::Refused(problem) => problem.is_passing(),
@@ -88,17 +88,17 @@ impl Error {
 
 /// An error answer (RFC 9457).
 #[derive(Debug, Clone)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// HTTP status.
-    pub status: StatusCode,
+    pub(crate) status: StatusCode,
     /// `NAME` of `urn:samovar:problem:NAME`; empty when the answer was no problem document.
-    pub name: String,
+    pub(crate) name: String,
     /// What happened, in words.
-    pub detail: String,
+    pub(crate) detail: String,
     /// Id to find the request by in the node's journal.
-    pub request_id: Option<String>,
+    pub(crate) request_id: Option<String>,
     /// The whole document, `null` when the answer was none.
-    pub document: serde_json::Value,
+    pub(crate) document: serde_json::Value,
     retry_after: Option<Duration>,
 }
 

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
@@ -20,35 +21,35 @@ use tokio_rustls::TlsAcceptor;
 use super::Target;
 
 /// What the closure answers.
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(&'static str, String)>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(&'static str, String)>,
     /// One piece: an ordinary body. Several: a stream whose connection breaks after the last.
-    pub pieces: Vec<Vec<u8>>,
+    pub(crate) pieces: Vec<Vec<u8>>,
     /// Ends the connection after the answer.
-    pub close: bool,
+    pub(crate) close: bool,
 }
 
 impl Reply {
-    pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self { status, headers: Vec::new(), pieces: vec![body.into()], close: false }
     }
 
-    pub fn header(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn header(mut self, name: &'static str, value: impl ToString) -> Self {
         self.headers.push((name, value.to_string()));
         self
     }
 }
 
-pub struct Fake {
-    pub target: Target,
+pub(crate) struct Fake {
+    pub(crate) target: Target,
     /// Connections accepted so far.
-    pub connections: Arc<AtomicUsize>,
+    pub(crate) connections: Arc<AtomicUsize>,
     _directory: tempfile::TempDir,
 }
 
 /// Starts a node on the runtime of the caller.
-pub async fn start<F, R>(answer: F) -> Fake
+pub(crate) async fn start<F, R>(answer: F) -> Fake
 where
     F: Fn(Request<Bytes>) -> R + Send + Sync + 'static,
     R: Future<Output = Reply> + Send + 'static,
@@ -97,7 +98,11 @@ where
         Full::new(Bytes::from(reply.pieces.remove(0))).map_err(|e| match e {}).boxed()
     } else {
         let pieces = stream::iter(reply.pieces.into_iter().map(|p| Ok(Frame::data(Bytes::from(p)))));
-        let broken = stream::once(async { Err(std::io::Error::other("broken on purpose")) });
+        // The break waits until the pieces are through: hyper drops what it still buffers.
+        let broken = stream::once(async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Err(std::io::Error::other("broken on purpose"))
+        });
         BodyExt::boxed(StreamBody::new(pieces.chain(broken)))
     };
     Ok(response.body(body).expect("a response"))

@@ -5,18 +5,18 @@ const EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub(crate) struct Event {
     /// Id of the newest event that had one.
-    pub id: String,
+    pub(crate) id: String,
     /// Name of the event; `message` when the server gave none.
-    pub name: String,
+    pub(crate) name: String,
     /// Its data lines, joined by newlines.
-    pub data: String,
+    pub(crate) data: String,
 }
 
 /// Why a stream cannot be read on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
+pub(crate) enum Broken {
     /// An event is beyond the bound.
     #[error("an event is larger than {EVENT_BYTES_MAX} bytes")]
     TooLarge,
@@ -27,7 +27,7 @@ pub enum Broken {
 
 /// The state between two pieces of a stream.
 #[derive(Debug, Default)]
-pub struct Parser {
+pub(crate) struct Parser {
     line: Vec<u8>,
     after_cr: bool,
     started: bool,
@@ -41,7 +41,7 @@ impl Parser {
     ///
     /// # Errors
     /// When the stream cannot be an event stream within the bound; the parser is of no use afterwards.
-    pub fn push(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Result<(), Broken> {
+    pub(crate) fn push(&mut self, bytes: &[u8], events: &mut Vec<Event>) -> Result<(), Broken> {
         for &byte in bytes {
             let after_cr = std::mem::take(&mut self.after_cr);
             match byte {

@@ -21,20 +21,20 @@ const TOKEN_BYTES_MAX: usize = 4096;
 /// How to reach a node.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Node")]
-pub struct Target {
+pub(crate) struct Target {
     /// URL of the node, `https://HOST:8443`
     #[arg(long, value_name = "URL", env = "SAMOVAR_URL", hide_env_values = true)]
-    pub url: Option<String>,
+    pub(crate) url: Option<String>,
     /// Certificate of the authority that signs the node's certificate (the `ca.pem` of its data directory)
     #[arg(long, value_name = "FILE", env = "SAMOVAR_CA", hide_env_values = true)]
-    pub ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     /// File with the API key
     #[arg(long, value_name = "FILE", env = "SAMOVAR_TOKEN_FILE", hide_env_values = true)]
-    pub token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
     /// Data directory of a node on this machine: gives URL, certificate and API key where they are not given
     /// [default: /var/lib/samovar, if there is a node]
     #[arg(long, value_name = "DIR", env = "SAMOVAR_DATA", hide_env_values = true)]
-    pub data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
 }
 
 /// A target whose parts were read and checked.
@@ -111,6 +111,9 @@ fn parse_url(text: &str) -> Result<(String, u16), Error> {
     let authority = uri.authority().ok_or_else(|| wrong("names no host"))?;
     if authority.as_str().contains('@') {
         return Err(wrong("carries a user name: an API key goes into a file named by --token-file"));
+    }
+    if authority.host().is_empty() {
+        return Err(wrong("names no host"));
     }
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
     Ok((host, authority.port_u16().unwrap_or(PORT_DEFAULT)))

@@ -4,26 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use samovar_node::checkpoint::Checkpoint;
 use samovar_node::merkle::{self, FullTile, Hash, Tree};
 use samovar_node::tiles::{self, Kind, TILE_WIDTH, Tile};
 
-/// What a checkpoint says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Head {
-    pub(super) origin: String,
-    pub(super) size: u64,
-    pub(super) root: Hash,
-}
-
-impl Head {
-    pub(super) fn verify(_text: &str, _vkey: &str) -> anyhow::Result<Self> {
-        bail!("not yet")
-    }
-}
-
 /// Checks the directory against a checkpoint, and that the log of an earlier one is its beginning. A file that does not
 /// fit is removed, so that the next export fetches it again.
-pub(super) fn directory(directory: &Path, head: &Head, earlier: Option<&Head>) -> anyhow::Result<()> {
+pub(super) fn directory(directory: &Path, head: &Checkpoint, earlier: Option<&Checkpoint>) -> anyhow::Result<()> {
     let mut tree = Tree::new();
     let mut full: Vec<FullTile> = Vec::new();
     let is_earlier = |tree: &Tree| earlier.is_none_or(|e| e.size != tree.size() || e.root == tree.root());

@@ -21,35 +21,35 @@ const ENTRY_BYTES_FIXED: usize = 1024;
 
 /// One transaction to be sent, and what is known of its place once it is acknowledged.
 #[derive(Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// Where it begins.
-    pub start: Place,
+    pub(crate) start: Place,
     /// Where the next one begins.
-    pub end: Place,
+    pub(crate) end: Place,
     /// Body of the request; empty when all rows are bad.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
     /// Rows in the body.
-    pub rows: u64,
+    pub(crate) rows: u64,
     /// Hash of each key in it: equal keys have equal hashes within one process.
-    pub keys: Vec<u64>,
+    pub(crate) keys: Vec<u64>,
     /// Bad rows, in order; they come before the good ones.
-    pub rejected: Vec<Rejected>,
+    pub(crate) rejected: Vec<Rejected>,
 }
 
 /// A bad row that was skipped.
 #[derive(Debug)]
-pub struct Rejected {
+pub(crate) struct Rejected {
     /// Number of its first line.
-    pub line: u64,
+    pub(crate) line: u64,
     /// What is wrong with it.
-    pub reason: String,
+    pub(crate) reason: String,
     /// The row as it stands in the file.
-    pub raw: Vec<u8>,
+    pub(crate) raw: Vec<u8>,
 }
 
 /// Why no further batch can be cut.
 #[derive(Debug, thiserror::Error)]
-pub enum CutError {
+pub(crate) enum CutError {
     /// The file ends the import.
     #[error(transparent)]
     Stop(#[from] Stop),
@@ -64,7 +64,7 @@ pub enum CutError {
 }
 
 /// Cuts the rows of a reader.
-pub struct Cutter<R> {
+pub(crate) struct Cutter<R> {
     rows: Rows<R>,
     skip_bad: bool,
     hasher: RandomState,
@@ -76,7 +76,7 @@ pub struct Cutter<R> {
 
 impl<R: BufRead> Cutter<R> {
     /// A cutter that begins where the reader stands.
-    pub fn new(rows: Rows<R>, skip_bad: bool) -> Self {
+    pub(crate) fn new(rows: Rows<R>, skip_bad: bool) -> Self {
         Self { rows, skip_bad, hasher: RandomState::new(), pending: None, failed: None }
     }
 
@@ -84,7 +84,7 @@ impl<R: BufRead> Cutter<R> {
     ///
     /// # Errors
     /// See [`CutError`]; the cutter ends with it.
-    pub fn next(&mut self) -> Result<Option<Batch>, CutError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Batch>, CutError> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }

@@ -12,7 +12,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 const REASONS_MAX: u64 = 100;
 
 /// The display of one import.
-pub struct Meter {
+pub(crate) struct Meter {
     bar: Option<ProgressBar>,
     name: String,
     size: Option<u64>,
@@ -26,7 +26,7 @@ pub struct Meter {
 
 impl Meter {
     /// A display for a file of `size` bytes (`None`: a pipe), of which `rows` rows were done before.
-    pub fn new(name: &str, size: Option<u64>, rows: u64, quiet: bool) -> Self {
+    pub(crate) fn new(name: &str, size: Option<u64>, rows: u64, quiet: bool) -> Self {
         let now = Instant::now();
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| bar(name, size));
         Self {
@@ -43,7 +43,7 @@ impl Meter {
     }
 
     /// Shows that everything before `offset`, `rows` rows, is done.
-    pub fn reached(&mut self, offset: u64, rows: u64) {
+    pub(crate) fn reached(&mut self, offset: u64, rows: u64) {
         self.rows = rows;
         let rate = self.rows_per_second();
         if let Some(bar) = &self.bar {
@@ -58,7 +58,7 @@ impl Meter {
     }
 
     /// Shows why a row was skipped.
-    pub fn rejected(&mut self, line: u64, reason: &str) {
+    pub(crate) fn rejected(&mut self, line: u64, reason: &str) {
         self.reasons += 1;
         if self.reasons > REASONS_MAX {
             return;
@@ -72,19 +72,19 @@ impl Meter {
     }
 
     /// Ends the display.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }
 
     /// How long this run has taken.
-    pub fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
     /// Rows of this run by its time.
-    pub fn rows_per_second(&self) -> u64 {
+    pub(crate) fn rows_per_second(&self) -> u64 {
         let ms = self.elapsed().as_millis().max(1);
         u64::try_from(u128::from(self.rows - self.rows_resumed) * 1000 / ms).unwrap_or(u64::MAX)
     }

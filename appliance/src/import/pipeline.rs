@@ -16,20 +16,20 @@ const AHEAD_MAX: u64 = 256;
 
 /// A batch that is done, with everything before it.
 #[derive(Debug)]
-pub struct Acked {
+pub(crate) struct Acked {
     /// Where the next batch begins.
-    pub end: Place,
+    pub(crate) end: Place,
     /// Rows written.
-    pub rows: u64,
+    pub(crate) rows: u64,
     /// Number of its transaction; `None` when all its rows were bad.
-    pub transaction: Option<u64>,
+    pub(crate) transaction: Option<u64>,
     /// Its bad rows.
-    pub rejected: Vec<Rejected>,
+    pub(crate) rejected: Vec<Rejected>,
 }
 
 /// Why the pipeline ended early. What was in flight was waited for first.
 #[derive(Debug)]
-pub enum Failure<E> {
+pub(crate) enum Failure<E> {
     /// The rows ended it.
     Cut(CutError),
     /// Sending ended it.
@@ -46,7 +46,7 @@ struct InFlight {
 
 /// Runs until the batches end and everything is acknowledged. `send` gets the batch's offset and body and returns the
 /// number of the transaction; `record` is called once per batch, in order.
-pub async fn run<F, E>(
+pub(crate) async fn run<F, E>(
     mut batches: Receiver<Result<Batch, CutError>>,
     window: usize,
     send: impl Fn(u64, Bytes) -> F,

@@ -13,11 +13,11 @@ use csv::Columns;
 
 /// Longest row, in bytes as it stands in the file. A longer one stops the import even when bad rows are skipped: it is
 /// more likely a quote that was never closed, and would not fit in a value anyway.
-pub const ROW_BYTES_MAX: usize = 8 << 20;
+pub(crate) const ROW_BYTES_MAX: usize = 8 << 20;
 
 /// How rows are written in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum RowFormat {
+pub(crate) enum RowFormat {
     /// Comma-separated values (RFC 4180) under a header line.
     Csv,
     /// One JSON object a line.
@@ -26,42 +26,42 @@ pub enum RowFormat {
 
 /// What makes a key and a value of a row.
 #[derive(Debug, Clone)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// How rows are written.
-    pub format: RowFormat,
+    pub(crate) format: RowFormat,
     /// Put before every key.
-    pub prefix: String,
+    pub(crate) prefix: String,
     /// Fields that make the key, joined by `/`.
-    pub key_fields: Vec<String>,
+    pub(crate) key_fields: Vec<String>,
     /// Between two fields of CSV.
-    pub delimiter: u8,
+    pub(crate) delimiter: u8,
     /// Whether CSV fields that look like JSON numbers or booleans become such.
-    pub typed: bool,
+    pub(crate) typed: bool,
 }
 
 /// A row of the file.
 #[derive(Debug)]
-pub struct Row {
+pub(crate) struct Row {
     /// Offset of the byte after it.
-    pub end: u64,
+    pub(crate) end: u64,
     /// Number of its first line, from 1.
-    pub line: u64,
+    pub(crate) line: u64,
     /// Key and value, or what is wrong with it.
-    pub content: Result<(Key, Vec<u8>), Bad>,
+    pub(crate) content: Result<(Key, Vec<u8>), Bad>,
 }
 
 /// A row that cannot be imported.
 #[derive(Debug)]
-pub struct Bad {
+pub(crate) struct Bad {
     /// What is wrong, for the user.
-    pub reason: String,
+    pub(crate) reason: String,
     /// The row as it stands in the file, with its line end.
-    pub raw: Vec<u8>,
+    pub(crate) raw: Vec<u8>,
 }
 
 /// Why no further row can be read.
 #[derive(Debug, thiserror::Error)]
-pub enum Stop {
+pub(crate) enum Stop {
     /// The file cannot be read.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -80,20 +80,20 @@ pub enum Stop {
 
 /// A position at the start of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Place {
+pub(crate) struct Place {
     /// Offset in bytes.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Line number, from 1.
-    pub line: u64,
+    pub(crate) line: u64,
 }
 
 impl Place {
     /// The beginning of a file.
-    pub const START: Self = Self { offset: 0, line: 1 };
+    pub(crate) const START: Self = Self { offset: 0, line: 1 };
 }
 
 /// Reads rows in order.
-pub struct Rows<R> {
+pub(crate) struct Rows<R> {
     input: R,
     place: Place,
     shape: Shape,
@@ -107,7 +107,7 @@ impl<R: BufRead> Rows<R> {
     ///
     /// # Errors
     /// When the file cannot be read, or its header lacks a key field or names a column twice.
-    pub fn new(mut input: R, shape: Shape) -> Result<Self, Stop> {
+    pub(crate) fn new(mut input: R, shape: Shape) -> Result<Self, Stop> {
         let bom = input.fill_buf()?.starts_with(b"\xef\xbb\xbf");
         if bom {
             input.consume(3);
@@ -126,12 +126,12 @@ impl<R: BufRead> Rows<R> {
     }
 
     /// The header line of CSV as it stands in the file; empty for JSON lines.
-    pub fn header(&self) -> &[u8] {
+    pub(crate) fn header(&self) -> &[u8] {
         &self.header
     }
 
     /// Where the next row begins.
-    pub fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> Place {
         self.place
     }
 
@@ -139,7 +139,7 @@ impl<R: BufRead> Rows<R> {
     ///
     /// # Errors
     /// See [`Stop`]. A row that is merely bad is no error.
-    pub fn next(&mut self) -> Result<Option<Row>, Stop> {
+    pub(crate) fn next(&mut self) -> Result<Option<Row>, Stop> {
         let mut raw = Vec::new();
         let Some(line) = self.read_raw(&mut raw)? else { return Ok(None) };
         let parsed = match &mut self.columns {
@@ -193,7 +193,7 @@ impl<R: BufRead + io::Seek> Rows<R> {
     ///
     /// # Errors
     /// As the file says.
-    pub fn resume_at(&mut self, place: Place) -> io::Result<()> {
+    pub(crate) fn resume_at(&mut self, place: Place) -> io::Result<()> {
         self.input.seek(io::SeekFrom::Start(place.offset))?;
         self.place = place;
         Ok(())

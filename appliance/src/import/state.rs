@@ -22,33 +22,33 @@ const VERSION: u32 = 1;
 /// What is known of an unfinished import.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct State {
+pub(crate) struct State {
     version: u32,
     /// See [`identity`].
-    pub identity: String,
+    pub(crate) identity: String,
     /// Makes the identity of an import that is to write the same file anew.
-    pub nonce: String,
+    pub(crate) nonce: String,
     /// Entries in the chain log when the import began.
-    pub size_before: u64,
+    pub(crate) size_before: u64,
     /// Everything before is acknowledged.
-    pub place: Place,
+    pub(crate) place: Place,
     /// Rows acknowledged.
-    pub rows: u64,
+    pub(crate) rows: u64,
     /// Of these, rows that an earlier import of the same file had written.
-    pub rows_before: u64,
+    pub(crate) rows_before: u64,
     /// Transactions acknowledged.
-    pub transactions: u64,
+    pub(crate) transactions: u64,
     /// Bad rows skipped.
-    pub rejected: u64,
+    pub(crate) rejected: u64,
     /// The file of bad rows, as it was named when the import began.
-    pub rejected_file: Option<String>,
+    pub(crate) rejected_file: Option<String>,
     /// Length of the file of bad rows, in bytes.
-    pub rejected_bytes: u64,
+    pub(crate) rejected_bytes: u64,
 }
 
 impl State {
     /// The state of an import that begins.
-    pub fn new(identity: String, nonce: String, size_before: u64) -> Self {
+    pub(crate) fn new(identity: String, nonce: String, size_before: u64) -> Self {
         Self {
             version: VERSION,
             identity,
@@ -65,7 +65,7 @@ impl State {
     }
 
     /// Reads a progress file; `None` when there is none.
-    pub fn load(path: &Path) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Option<Self>> {
         let mut text = String::new();
         match File::open(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -87,7 +87,7 @@ impl State {
     }
 
     /// Replaces the progress file; durable when it returns.
-    pub fn save(&self, path: &Path) -> anyhow::Result<()> {
+    pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let mut beside = path.as_os_str().to_owned();
         beside.push(".new");
         let beside = PathBuf::from(beside);
@@ -102,7 +102,7 @@ impl State {
     }
 
     /// Removes the progress file of an import that is done.
-    pub fn remove(path: &Path) -> anyhow::Result<()> {
+    pub(crate) fn remove(path: &Path) -> anyhow::Result<()> {
         let removed = fs::remove_file(path).and_then(|()| sync_directory_of(path));
         removed.with_context(|| format!("cannot remove the progress file {}", path.display()))
     }
@@ -115,7 +115,7 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
 
 /// What tells one import from another: SHA-256, in hex, over the ledger's origin, the file's first MiB and size, and
 /// everything that decides how its rows become transactions.
-pub fn identity(head: impl Read, size: u64, shape: &Shape, origin: &str, nonce: &str) -> io::Result<String> {
+pub(crate) fn identity(head: impl Read, size: u64, shape: &Shape, origin: &str, nonce: &str) -> io::Result<String> {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut part = |bytes: &[u8]| {
         context.update(&(bytes.len() as u64).to_be_bytes());
@@ -137,7 +137,7 @@ pub fn identity(head: impl Read, size: u64, shape: &Shape, origin: &str, nonce: 
 }
 
 /// The `Idempotency-Key` of the batch that begins at an offset.
-pub fn idempotency_key(identity: &str, offset: u64) -> String {
+pub(crate) fn idempotency_key(identity: &str, offset: u64) -> String {
     format!("import-{}-{offset}", &identity[..identity.len().min(40)])
 }
 
