@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::ledger::{Keys, Ledger, Op};
 use crate::canonical::{decode_base64, push_base64};
 use crate::note::{Note, assemble};
+use crate::proof::map::key_hash;
 use crate::proof::{Opening, Verifier};
 
 /// One vector.
@@ -286,7 +287,7 @@ impl Vectors {
         let l = self.ledger.clone();
         let (present, absent) = (l.proof(&self.keys, "flights/1"), l.proof(&self.keys, ABSENT_BY_NEIGHBOUR));
         let wrong = "does not lead to the state root";
-        let other_key = edit_extra(&present, |e| e.replace("\"key\":\"flights/1\"", "\"key\":\"empty\""));
+        let other_key = edit_extra(&present, |e| with_key(e, "flights/1", "empty"));
         self.add("bad-proof-other-key", other_key, Err(wrong), "one key's proof under another's name");
         self.add(
             "bad-proof-expected-key",
@@ -297,6 +298,20 @@ impl Vectors {
         self.with(|v| v.expect_key = Some("empty"));
         let hidden = edit_extra(&present, |e| with_leaf(e, "null", true));
         self.add("bad-absent-for-present", hidden, Err(wrong), "a key that has a value, called absent");
+        let own_leaf = edit_extra(&present, |e| {
+            let (key, value) = (base64(&key_hash("flights/1")), base64(&l.map_value("flights/1").hash()));
+            with_leaf(e, &format!("{{\"key\":\"{key}\",\"value\":\"{value}\"}}"), true)
+        });
+        self.add("bad-absent-own-leaf", own_leaf, Err("the key's own"), "its own leaf as that of a neighbour");
+        let misnamed = edit_extra(&absent, |e| e.replacen(ABSENT_BY_NEIGHBOUR, "no such key 1", 1));
+        self.add(
+            "bad-absent-misnamed",
+            misnamed,
+            Err("SHA-256 of the key"),
+            "a key's name that is not that of its way",
+        );
+        let elsewhere = edit_extra(&absent, |e| with_key(e, ABSENT_BY_NEIGHBOUR, ABSENT_BY_EMPTY));
+        self.add("bad-neighbour-elsewhere", elsewhere, Err("on the way"), "the neighbour of another key");
         let claimed = edit_extra(&absent, |e| {
             let commitment = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
             with_leaf(e, &format!("{{\"revision\":2,\"commitment\":\"{commitment}\",\"erased\":null}}"), false)
@@ -419,7 +434,7 @@ fn nodes_of(keys: &Keys) -> Vec<&crate::note::Signer> {
 
 const FILLERS: [&str; 7] = ["f/0", "f/1", "f/2", "f/3", "f/4", "f/5", "f/6"];
 const ABSENT_BY_NEIGHBOUR: &str = "no such key 0";
-const ABSENT_BY_EMPTY: &str = "no such key 3";
+const ABSENT_BY_EMPTY: &str = "no such key 1";
 
 fn base64(bytes: &[u8]) -> String {
     let mut out = Vec::new();
@@ -438,6 +453,12 @@ fn edit_extra(file: &str, edit: impl FnOnce(&str) -> String) -> String {
     let after = edit(&before);
     assert_ne!(before, after, "the edit changes nothing");
     file.replace(&base64(before.as_bytes()), &base64(after.as_bytes()))
+}
+
+/// Renames the key that a map proof is about.
+fn with_key(extra: &str, from: &str, to: &str) -> String {
+    let named = extra.replacen(&format!("\"key\":\"{from}\""), &format!("\"key\":\"{to}\""), 1);
+    named.replacen(&base64(&key_hash(from)), &base64(&key_hash(to)), 1)
 }
 
 /// Replaces the leaf of the map proof; `alone`: without put and opening.
