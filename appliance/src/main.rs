@@ -1,36 +1,29 @@
-//! Samovar: the daemon and the command line.
+//! `samovar`: the ledger daemon and its command line in one binary.
 
 use std::process::ExitCode;
 
+use clap::Parser;
+
 mod api;
 mod auth;
+mod cli;
+mod client;
 mod config;
 mod durable;
+mod export;
 mod http;
+mod import;
 mod metrics;
 mod openapi;
+mod output;
 mod serve;
 mod tls;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let done = match words[..] {
-        ["init", "--data", data] => {
-            serve::init(&serve::Init { data: data.into(), name: None, listen: None }).map(|_| ())
-        }
-        ["serve", "--data", data] => {
-            config::Config::load(None, Some(data.as_ref())).map_err(anyhow::Error::from).and_then(serve::serve)
-        }
-        ["dev"] => serve::dev(&serve::Dev { nodes: 1, data: None }),
-        ["dev", "--data", data] => serve::dev(&serve::Dev { nodes: 1, data: Some(data.into()) }),
-        _ => Err(anyhow::anyhow!("usage: samovar init --data DIR | serve --data DIR | dev [--data DIR]")),
-    };
-    match done {
+    let cli = cli::Cli::parse();
+    let format = cli.output;
+    match cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("samovar: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => cli::report(&error, format),
     }
 }

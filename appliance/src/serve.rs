@@ -94,9 +94,9 @@ async fn listen(
 
 fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
     samovar_node::node::Config {
-        data: data.to_owned(),
         reserve_bytes: config.reserve_bytes,
         queue_max: config.queue_max,
+        ..samovar_node::node::Config::new(data)
     }
 }
 

@@ -349,6 +349,8 @@ impl Node {
         let consensus = inner.consensus.status();
         let chain = inner.ledger.chain();
         let stages = &inner.ledger.stages;
+        let map = inner.ledger.map.sizes().unwrap_or_default();
+        let store_bytes = inner.ledger.rows.disk_bytes();
         Status {
             node: inner.identity.node,
             name: inner.identity.name.clone(),
@@ -358,10 +360,11 @@ impl Node {
             head: chain.head.view(),
             checkpoint_size: inner.notary.published().map_or(0, |p| p.size),
             checkpoint_rounds: inner.notary.rounds(),
-            keys: inner.ledger.map.live_keys().unwrap_or(0),
+            keys: map.live_keys,
             free_bytes: inner.free_bytes.load(Relaxed),
             reserve_bytes: inner.config.reserve_bytes,
-            store_bytes: inner.ledger.rows.disk_bytes(),
+            store_bytes,
+            data_bytes: store_bytes + map.file_bytes + chain.head.slots * 32 + consensus.log.segment_bytes,
             raft_log: consensus.log,
             apply: ApplyStages {
                 entries: stages.entries.load(Relaxed),

@@ -309,4 +309,4 @@ impl<'a> Signature<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

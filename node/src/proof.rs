@@ -23,8 +23,8 @@ pub use verify::{Contents, Cosigned, Found, Latest, Receipt, Refused, Value, Ver
 const MAGIC: &str = "c2sp.org/tlog-proof@v1";
 /// Longest inclusion path: one hash per level of a tree of 2^63 leaves.
 const PATH_MAX: usize = 63;
-/// Largest proof file in bytes: 1 MiB of values, an entry and an erase for each of its 128 puts, twice in base64.
-pub const FILE_BYTES_MAX: usize = 16 << 20;
+/// Largest proof file in bytes: 128 puts with the erase of each, whose lines may double in JSON, and base64 around.
+pub const FILE_BYTES_MAX: usize = 32 << 20;
 
 /// Where an entry lies, and the signed head that says so.
 #[derive(Debug, Clone, Copy)]
@@ -83,7 +83,7 @@ struct ProofFile<'a> {
 impl<'a> ProofFile<'a> {
     fn parse(file: &'a [u8]) -> Result<Self, &'static str> {
         if file.len() > FILE_BYTES_MAX {
-            return Err("the file is larger than 16 MiB");
+            return Err("the file is larger than 32 MiB");
         }
         let file = std::str::from_utf8(file).map_err(|_| "the file is not UTF-8")?;
         let rest = file.strip_prefix(MAGIC).and_then(|rest| rest.strip_prefix('\n'));

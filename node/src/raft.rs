@@ -215,7 +215,7 @@ impl Consensus {
         RaftLogStatus {
             frames: stats.frames,
             bytes: stats.bytes,
-            segments: stats.segments,
+            segment_bytes: stats.segments * wal::Config::default().segment_bytes,
             fsyncs: stats.fsyncs,
             fsync_time: stats.fsync_time,
             fsync_time_max: stats.fsync_time_max,

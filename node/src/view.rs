@@ -215,6 +215,8 @@ pub struct Status {
     pub reserve_bytes: u64,
     /// Bytes that the store takes on disk.
     pub store_bytes: u64,
+    /// Bytes that store, salts, state map and raft log take together.
+    pub data_bytes: u64,
     /// Checkpoints published since start; each was signed and cosigned.
     pub checkpoint_rounds: u64,
     /// The raft log.
@@ -230,8 +232,8 @@ pub struct RaftLogStatus {
     pub frames: u64,
     /// Bytes written.
     pub bytes: u64,
-    /// Files, spare ones too.
-    pub segments: u64,
+    /// Bytes of its files, spare ones too.
+    pub segment_bytes: u64,
     /// Calls of fdatasync.
     pub fsyncs: u64,
     /// Time in them.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use samovar_node::disk::OsDisk;
+use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::{Node, Outcome, rt};
 
 use super::directory::{ADMIN_TOKEN_FILE, DataDirectory, VKEY_FILE};
@@ -60,8 +60,8 @@ pub(crate) fn init(wanted: &Init) -> Result<Made> {
     let (directory, partial) = DataDirectory::begin(&wanted.data)?;
     let config = node_config(&Config::parse("(defaults)", "")?, &partial);
     let made = Made::of(&partial);
-    let log =
-        Node::init(Arc::new(OsDisk), &config, &name, &origin(&name)).map_err(|e| anyhow!("making the ledger: {e}"))?;
+    let log = Node::init(&(Arc::new(OsDisk) as Arc<dyn Disk>), &config, &name, &origin(&name))
+        .map_err(|e| anyhow!("making the ledger: {e}"))?;
     let listen = wanted.listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
     tls::make(&partial, &Subject::of(&name, listen))?;
     write_new(&made.vkey, format!("{}\n", log.vkey).as_bytes(), Mode::Public)?;

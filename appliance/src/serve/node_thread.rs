@@ -33,9 +33,12 @@ impl NodeThread {
                 runtime.block_on(async {
                     let node = Node::start(Arc::new(OsDisk), config).await.map_err(|e| anyhow!("{e}"))?;
                     let _ = opened.send(node.clone());
-                    let _ = stopped.await;
+                    let failed = tokio::select! {
+                        _ = stopped => None,
+                        failure = node.failure() => Some(anyhow!("{failure}")),
+                    };
                     node.stop().await;
-                    Ok(())
+                    failed.map_or(Ok(()), Err)
                 })
             })
             .context("starting the node's thread")?;

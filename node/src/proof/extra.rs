@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::PATH_MAX;
-use super::map::{DEPTH_MAX, MapLeaf, MapProof};
+use super::map::{DEPTH_MAX, MapLeaf, MapProof, key_hash};
 use crate::canonical::{Malformed, Reader, push_base64_string, push_number, push_number_or_null, push_string};
 use crate::command::OPERATIONS_MAX;
 use crate::entry::MapValue;
@@ -117,7 +117,9 @@ pub(super) fn write_latest(
     push_string(&mut out, block);
     out.extend_from_slice(br#","key":"#);
     push_string(&mut out, key);
-    out.extend_from_slice(br#","map":{"siblings":"#);
+    out.extend_from_slice(br#","map":{"key":"#);
+    push_base64_string(&mut out, &key_hash(key));
+    out.extend_from_slice(br#","siblings":"#);
     write_hashes(&mut out, &map.siblings);
     out.extend_from_slice(br#","leaf":"#);
     write_leaf(&mut out, &map.leaf);
@@ -186,7 +188,13 @@ fn read_latest(r: &mut Reader<'_>) -> Result<Extra, Malformed> {
     let block = read_text(r)?;
     r.expect(r#","key":"#)?;
     let key = read_text(r)?;
-    r.expect(r#","map":{"siblings":"#)?;
+    r.expect(r#","map":{"key":"#)?;
+    // Absence holds for many keys at once: without this a damaged name would pass as the absence of another key.
+    let at = r.at();
+    if r.hash()? != key_hash(&key) {
+        return Err(Malformed::new(at, "the SHA-256 of the key"));
+    }
+    r.expect(r#","siblings":"#)?;
     let siblings = r.array(DEPTH_MAX, Reader::hash)?;
     r.expect(r#","leaf":"#)?;
     let leaf = read_leaf(r)?;

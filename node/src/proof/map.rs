@@ -45,23 +45,28 @@ impl MapProof {
         if self.siblings.len() > DEPTH_MAX {
             return Err("the way through the state map has more than 256 steps");
         }
-        let key_hash = to_hash(&digest(&SHA256, key.as_bytes()));
+        let own = key_hash(key);
         let leaf = match &self.leaf {
             MapLeaf::Empty => *EMPTY,
-            MapLeaf::Own(value) => leaf_hash(&key_hash, &value.hash()),
-            MapLeaf::Neighbour { key_hash: other, .. } if *other == key_hash => {
+            MapLeaf::Own(value) => leaf_hash(&own, &value.hash()),
+            MapLeaf::Neighbour { key_hash: other, .. } if *other == own => {
                 return Err("the neighbour's leaf in the state map is the key's own: the key is not absent");
             }
-            MapLeaf::Neighbour { key_hash: other, .. } if shared_bits(other, &key_hash) < self.siblings.len() => {
+            MapLeaf::Neighbour { key_hash: other, .. } if shared_bits(other, &own) < self.siblings.len() => {
                 return Err("the neighbour's leaf in the state map does not lie on the way to the key");
             }
             MapLeaf::Neighbour { key_hash, value_hash } => leaf_hash(key_hash, value_hash),
         };
         let up = |below: Hash, (depth, sibling): (usize, &Hash)| {
-            if bit(&key_hash, depth) { inner_hash(sibling, &below) } else { inner_hash(&below, sibling) }
+            if bit(&own, depth) { inner_hash(sibling, &below) } else { inner_hash(&below, sibling) }
         };
         Ok(self.siblings.iter().enumerate().rev().fold(leaf, up))
     }
+}
+
+/// Where a key lies in the map: SHA-256 of its bytes.
+pub(super) fn key_hash(key: &str) -> Hash {
+    to_hash(&digest(&SHA256, key.as_bytes()))
 }
 
 fn bit(hash: &Hash, at: usize) -> bool {
@@ -101,11 +106,11 @@ pub(crate) mod tests {
 
     impl ModelMap {
         pub(crate) fn set(&mut self, key: &str, value: &MapValue) {
-            self.0.insert(to_hash(&digest(&SHA256, key.as_bytes())), value.hash());
+            self.0.insert(key_hash(key), value.hash());
         }
 
         pub(crate) fn remove(&mut self, key: &str) {
-            self.0.remove(&to_hash(&digest(&SHA256, key.as_bytes())));
+            self.0.remove(&key_hash(key));
         }
 
         pub(crate) fn root(&self) -> Hash {
@@ -128,7 +133,7 @@ pub(crate) mod tests {
         }
 
         pub(crate) fn prove(&self, key: &str, value: Option<MapValue>) -> MapProof {
-            let key_hash = to_hash(&digest(&SHA256, key.as_bytes()));
+            let own = key_hash(key);
             let all = self.leaves();
             let mut leaves = all.as_slice();
             let mut siblings = Vec::new();
@@ -136,13 +141,13 @@ pub(crate) mod tests {
                 let depth = siblings.len();
                 let split = leaves.partition_point(|(key, _)| !bit(key, depth));
                 let (left, right) = leaves.split_at(split);
-                let (way, beside) = if bit(&key_hash, depth) { (right, left) } else { (left, right) };
+                let (way, beside) = if bit(&own, depth) { (right, left) } else { (left, right) };
                 siblings.push(Self::root_of(beside, depth + 1));
                 leaves = way;
             }
             let leaf = match (leaves.first(), value) {
                 (None, _) => MapLeaf::Empty,
-                (Some((found, _)), Some(value)) if *found == key_hash => MapLeaf::Own(value),
+                (Some((found, _)), Some(value)) if *found == own => MapLeaf::Own(value),
                 (Some((key_hash, value_hash)), _) => {
                     MapLeaf::Neighbour { key_hash: *key_hash, value_hash: *value_hash }
                 }
@@ -186,7 +191,7 @@ pub(crate) mod tests {
 
     fn jmt_root(pairs: impl Iterator<Item = (String, MapValue)>) -> Hash {
         let tree = jmt::JellyfishMerkleTree::<_, Hasher>::new(&Nothing);
-        let pairs = pairs.map(|(k, v)| (jmt::KeyHash(to_hash(&digest(&SHA256, k.as_bytes()))), Some(v.to_bytes())));
+        let pairs = pairs.map(|(k, v)| (jmt::KeyHash(key_hash(&k)), Some(v.to_bytes())));
         tree.put_value_set(pairs, 0).unwrap().0.0
     }
 
@@ -219,7 +224,7 @@ pub(crate) mod tests {
             assert_ne!(false_value.root(&key), Ok(root), "another value of {key}");
             let false_absence = MapProof { leaf: MapLeaf::Empty, ..proof.clone() };
             assert_ne!(false_absence.root(&key), Ok(root), "absence of {key}");
-            let own = to_hash(&digest(&SHA256, key.as_bytes()));
+            let own = key_hash(&key);
             let own = MapLeaf::Neighbour { key_hash: own, value_hash: value(n).hash() };
             assert!(MapProof { leaf: own, ..proof.clone() }.root(&key).is_err(), "its own leaf as a neighbour");
             let absent = format!("absent {n}");
