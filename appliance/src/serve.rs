@@ -25,7 +25,7 @@ mod init;
 mod node_thread;
 mod notify;
 
-pub(crate) use init::{Dev, Init, dev, init};
+pub(crate) use init::{dev, init};
 
 use directory::DataDirectory;
 use node_thread::NodeThread;
@@ -97,6 +97,7 @@ fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
         data: data.to_owned(),
         reserve_bytes: config.reserve_bytes,
         queue_max: config.queue_max,
+        cache_bytes: config.cache_bytes,
     }
 }
 

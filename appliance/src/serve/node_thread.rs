@@ -33,9 +33,12 @@ impl NodeThread {
                 runtime.block_on(async {
                     let node = Node::start(Arc::new(OsDisk), config).await.map_err(|e| anyhow!("{e}"))?;
                     let _ = opened.send(node.clone());
-                    let _ = stopped.await;
+                    let failure = tokio::select! {
+                        _ = stopped => None,
+                        failure = node.failure() => Some(failure),
+                    };
                     node.stop().await;
-                    Ok(())
+                    failure.map_or(Ok(()), |e| Err(anyhow!("the node failed: {e}")))
                 })
             })
             .context("starting the node's thread")?;
