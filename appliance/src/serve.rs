@@ -26,7 +26,7 @@ mod init;
 mod node_thread;
 mod notify;
 
-pub(crate) use init::{Dev, Init, dev, init};
+pub(crate) use init::{dev, init};
 
 use directory::DataDirectory;
 use node_thread::NodeThread;
@@ -109,9 +109,10 @@ fn write_url(data: &Path, address: SocketAddr) -> Result<()> {
 
 fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
     samovar_node::node::Config {
+        data: data.to_owned(),
         reserve_bytes: config.reserve_bytes,
         queue_max: config.queue_max,
-        ..samovar_node::node::Config::new(data)
+        cache_bytes: config.cache_bytes,
     }
 }
 
