@@ -153,6 +153,8 @@ impl Map {
         changes.sort_by_key(|(key, _)| *key);
         let (mut run, mut changed) = (Run::new(), Vec::new());
         let depth = self.tree.depth();
+        let cells: Vec<u32> = changes.iter().map(|(key, _)| index(key.head(), depth)).collect();
+        self.tree.fetch(&cells);
         for cell in changes.chunk_by(|a, b| index(a.0.head(), depth) == index(b.0.head(), depth)) {
             let mut touched = false;
             for &(key, entry) in cell {
