@@ -26,13 +26,13 @@ const DEV_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 
 
 /// What `init` made.
 #[derive(Debug, Clone)]
-struct Made {
+pub(crate) struct Made {
     /// CA certificate for clients.
-    ca: PathBuf,
+    pub(crate) ca: PathBuf,
     /// Token of the first admin key, mode 0600.
-    token: PathBuf,
+    pub(crate) token: PathBuf,
     /// Verifier key of the log.
-    vkey: PathBuf,
+    pub(crate) vkey: PathBuf,
 }
 
 impl Made {
@@ -45,7 +45,7 @@ impl Made {
 /// Makes a ledger: keys, certificates, the chain's files and a first admin key. All or nothing: a crash in the middle
 /// leaves a directory that another `init` clears and `serve` refuses. The node is named after the host unless `name`
 /// says otherwise; `listen` is kept in `samovar.toml` in the data directory.
-pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) -> Result<()> {
+pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) -> Result<Made> {
     let name = node_name(name)?;
     let (directory, partial) = DataDirectory::begin(data)?;
     let config = node_config(&Config::parse("(defaults)", "")?, &partial);
@@ -60,7 +60,8 @@ pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) 
     }
     let token = first_admin_key(config)?;
     write_new(&made.token, format!("{token}\n").as_bytes(), Mode::Secret)?;
-    directory.complete()
+    directory.complete()?;
+    Ok(Made::of(data))
 }
 
 /// Starts the node for one write and stops it again.
