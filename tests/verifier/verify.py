@@ -6,8 +6,8 @@ verify.py FILE VKEY [POLICY-FILE or "" [EXPECTED-KEY]]    or    verify.py --vect
 import base64, hashlib, json, pathlib, re, sys
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-NAME, DECIMAL, CONTROL = r"[^\s+\x00-\x1f\x7f-\x9f]{1,255}", "(0|[1-9][0-9]{0,18})", re.compile(r"[\x00-\x1f\x7f-\x9f]")
-NOTE = re.compile(rf"((?:[^\x00-\x1f]*\n)+)\n((?:— {NAME} \S+\n){{1,64}})")
+DECIMAL, CONTROL = "(0|[1-9][0-9]{0,18})", re.compile(r"[\x00-\x1f\x7f-\x9f]")
+NOTE = re.compile(r"((?:[^\x00-\x1f]*\n)+)\n((?:— [^\s+]+ \S+\n){1,64})")
 CHECKPOINT = re.compile(rf"(.+)\n{DECIMAL}\n(\S{{44}})\n(?:.+\n)*")
 FILE = re.compile(rf"c2sp\.org/tlog-proof@v1\nextra (\S+)\nindex {DECIMAL}\n((?:\S{{44}}\n){{0,63}})\n(.+)", re.DOTALL)
 def need(condition, why):
@@ -44,9 +44,9 @@ def canonical(text, schema):
     same = json.dumps(value, ensure_ascii=False, separators=(",", ":")) == text
     return need(same and fits(value, schema), "malformed JSON") and value
 def vkey(text, kind):
-    name, key_id, key = need(re.fullmatch(rf"({NAME})\+([0-9a-f]{{8}})\+(\S+)", text), "not a verifier key").groups()
+    name, key_id, key = need(re.fullmatch(r"([^\s+]{1,255})\+([0-9a-f]{8})\+(\S+)", text), "not a key").groups()
     key, ident = b64(key), sha(name.encode(), b"\n", b64(key))[:4]
-    need(len(key) == 33 and key[0] == kind and ident.hex() == key_id, "not a key of this use, or not its id")
+    need(len(key) == 33 and key[0] == kind and ident.hex() == key_id and not CONTROL.search(name), "not a fit key")
     return name, ident, kind, key[1:]
 def signed_by(note, key):
     text, lines = need(len(note.encode()) <= 2**19 and NOTE.fullmatch(note), "not a signed note").groups()

@@ -70,7 +70,8 @@ fn unknown_signatures_are_passed_over_and_known_ones_must_all_hold() {
     };
     let same_name = signer("a", Scheme::Ed25519, 3).sign("text\n", 0);
     let unknown = "— a.example/with-ml-dsa qrvM3QECAwQF\n".to_owned();
-    assert!(read(&[unknown, same_name, b.sign("text\n", 0), good.clone()]).is_ok_and(|s| s.is_some()));
+    let long = format!("— {}\u{80} qrvM3QECAwQF\n", "n".repeat(NAME_BYTES_MAX));
+    assert!(read(&[unknown, long, same_name, b.sign("text\n", 0), good.clone()]).is_ok_and(|s| s.is_some()));
     assert_eq!(read(&[b.sign("text\n", 0)]), Ok(None));
     let of_other_text = a.sign("other text\n", 0);
     assert!(read(&[good.clone(), of_other_text.clone()]).is_err(), "a false signature beside a good one");

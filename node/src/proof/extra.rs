@@ -23,7 +23,8 @@ pub enum Opening {
     },
     /// The value was destroyed.
     Erased(Erasure),
-    /// The file does not carry the value, and claims nothing about it.
+    /// The file does not carry the value, and claims nothing about it. So it is, too, where the erase lies beyond the
+    /// checkpoint and cannot be proved yet.
     Withheld,
 }
 

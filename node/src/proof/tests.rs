@@ -6,6 +6,7 @@ use super::*;
 mod differential;
 mod forge;
 mod ledger;
+mod parts;
 mod vectors;
 
 use ledger::{Keys, Ledger, Op};
@@ -208,7 +209,7 @@ fn mutated_files_are_refused_or_prove_the_same() {
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let all = Vectors::new();
-    for round in 0..20_000 {
+    for round in 0..8_000 {
         let vector = &all.vectors[rng.gen_range(0..all.vectors.len())];
         let policy = all.policy(POLICIES[rng.gen_range(0..2)]);
         let verifier = verifier(&all.keys, &policy);

@@ -469,6 +469,7 @@ fn files(all: &Vectors) -> Vec<(String, Vec<u8>)> {
         rows.push(row(&file, &v.key, policy.as_deref(), v.expect_key, v.outcome.is_ok(), v.why));
         files.push((format!("{}.tlog-proof", v.name), v.file.clone()));
     }
+    files.push(("parts.json".into(), super::parts::json(&all.ledger)));
     files.push(("index.json".into(), format!("[\n{}\n]\n", rows.join(",\n")).into_bytes()));
     files
 }
