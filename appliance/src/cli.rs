@@ -98,7 +98,6 @@ enum Command {
     Erase(keys::Erase),
     /// Print changes as they happen, one JSON value a line
     Watch(watch::Watch),
-    /// Import rows of a CSV or JSON-lines file, each exactly once
     Import(Import),
     /// Print the receipt of a transaction
     Receipt(proofs::Receipt),
@@ -109,7 +108,6 @@ enum Command {
     /// Make, list and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::ApiKey),
-    /// Write the whole chain log as static files that other verifiers read
     Export(Export),
     /// Print a completion script for a shell
     Completions {
