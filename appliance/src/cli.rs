@@ -75,7 +75,7 @@ enum Command {
         /// Nodes of the ledger
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=5))]
         nodes: u8,
-        /// Data directory, kept when the process ends [default: a temporary one, removed at the end]
+        /// Data directory, kept when the process ends [default: samovar-dev]
         #[arg(long, value_name = "DIR")]
         data: Option<PathBuf>,
     },
@@ -140,11 +140,11 @@ pub(crate) struct Usage(pub(crate) String);
 pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let format = cli.output;
     match cli.command {
-        Command::Init { data, name, listen } => crate::serve::init(&data, name.as_deref(), listen),
+        Command::Init { data, name, listen } => init(data, name, listen, format),
         Command::Serve { config, data } => {
             crate::serve::serve(crate::config::Config::load(config.as_deref(), data.as_deref())?)
         }
-        Command::Dev { nodes, data } => crate::serve::dev(nodes, data),
+        Command::Dev { nodes, data } => crate::serve::dev(&crate::serve::Dev { nodes: usize::from(nodes), data }),
         Command::Config(ConfigCommand::Check { file }) => {
             crate::config::Config::load(Some(&file), None)?;
             match format {
@@ -157,6 +157,26 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Man { dir } => manual::man_pages(&dir),
         client => online(client, format),
     }
+}
+
+/// Makes a ledger and says where the files are that its clients need; never what is in them.
+fn init(
+    data: PathBuf,
+    name: Option<String>,
+    listen: Option<std::net::SocketAddr>,
+    format: Format,
+) -> anyhow::Result<()> {
+    let made = crate::serve::init(&crate::serve::Init { data: data.clone(), name, listen })?;
+    Ok(match format {
+        Format::Text => crate::output::text(&format!(
+            "ca     {}\ntoken  {}\nvkey   {}\nnext   samovar serve --data {}\n",
+            made.ca.display(),
+            made.token.display(),
+            made.vkey.display(),
+            data.display()
+        ))?,
+        Format::Json => crate::output::json(&json!({ "ca": made.ca, "token": made.token, "vkey": made.vkey }))?,
+    })
 }
 
 /// Runs a command that talks to a node.

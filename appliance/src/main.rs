@@ -4,13 +4,20 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod api;
+mod auth;
 mod cli;
 mod client;
 mod config;
+mod durable;
 mod export;
+mod http;
 mod import;
+mod metrics;
+mod openapi;
 mod output;
 mod serve;
+mod tls;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

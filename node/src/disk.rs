@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+pub mod sim;
+
 /// A file system. Every path is absolute or relative to the process.
 pub trait Disk: Send + Sync + 'static {
     /// Opens a file for reading and writing; `create` makes it when it is missing (mode 0600).

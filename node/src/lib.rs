@@ -14,11 +14,21 @@ pub mod note;
 pub mod policy;
 pub mod proof;
 pub mod rt;
+pub mod state_root;
 pub mod tiles;
 pub mod view;
 
 mod canonical;
+mod cosign;
+mod durable;
+mod identity;
+mod ledger;
+mod machine;
 mod raft;
+mod read;
+mod salts;
+mod store;
+mod wal;
 
 pub use command::{Key, Operation, Outcome, Refusal, Requirement, Write};
 pub use error::Error;

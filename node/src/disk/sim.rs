@@ -1,0 +1,606 @@
+//! A simulated [`Disk`] in memory that loses at a power cut what a real one may lose, and fails where a test tells it to.
+//!
+//! What it promises is what POSIX promises and no more: data is durable after [`File::sync`], names are durable after
+//! [`Disk::sync_directory`], a 512-byte sector is written whole or not at all, and nothing orders unsynced writes among
+//! each other. Directories themselves are durable at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::{Disk, File};
+
+/// What a power cut writes whole or not at all, in bytes.
+pub const SECTOR_BYTES: usize = 512;
+/// Unit of [`SimDisk::zero_page`], in bytes.
+pub const PAGE_BYTES: usize = 4096;
+
+/// Whether the durable operation at a crash point still takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrashPoint {
+    /// The machine stops before the operation.
+    Before,
+    /// The machine stops after the operation, before the caller learns of it.
+    After,
+}
+
+/// The simulated disk. Clones are cheap and name the same disk.
+#[derive(Clone)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    rng: StdRng,
+    /// Counts crashes; a handle of an earlier epoch is dead.
+    epoch: u64,
+    inodes: BTreeMap<u64, Inode>,
+    next_inode: u64,
+    names: BTreeMap<PathBuf, u64>,
+    durable_names: BTreeMap<PathBuf, u64>,
+    unsynced_names: Vec<NameChange>,
+    directories: BTreeSet<PathBuf>,
+    capacity: u64,
+    durable_operations: u64,
+    crash_at: Option<(u64, CrashPoint)>,
+    dead: bool,
+    fail_next_sync: bool,
+}
+
+#[derive(Default)]
+struct Inode {
+    current: Vec<u8>,
+    durable: Vec<u8>,
+    unsynced: Vec<Change>,
+}
+
+enum Change {
+    Write { offset: usize, bytes: Vec<u8> },
+    Length(usize),
+}
+
+enum NameChange {
+    Create { path: PathBuf, inode: u64 },
+    Rename { from: PathBuf, to: PathBuf, inode: u64 },
+    Remove { path: PathBuf },
+}
+
+impl SimDisk {
+    /// An empty disk without bound on its size; all that is random in it comes from `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let state = State {
+            rng: StdRng::seed_from_u64(seed),
+            epoch: 0,
+            inodes: BTreeMap::new(),
+            next_inode: 0,
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            unsynced_names: Vec::new(),
+            directories: BTreeSet::new(),
+            capacity: u64::MAX,
+            durable_operations: 0,
+            crash_at: None,
+            dead: false,
+            fail_next_sync: false,
+        };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cuts the power and starts the machine again: unsynced writes are kept or lost sector by sector, unsynced names
+    /// kept or undone, handles opened before answer errors, and a crash point set before is gone.
+    pub fn crash(&self) {
+        let mut state = self.lock();
+        state.epoch += 1;
+        state.dead = false;
+        state.crash_at = None;
+        state.fail_next_sync = false;
+        state.settle_names();
+        state.settle_data();
+    }
+
+    /// How many durable operations ([`File::sync`], [`Disk::sync_directory`]) were asked for so far.
+    #[must_use]
+    pub fn durable_operations(&self) -> u64 {
+        self.lock().durable_operations
+    }
+
+    /// The `ordinal`-th durable operation, counted from the making of the disk and from 1, fails `point` its effect, and
+    /// every call after it, until [`SimDisk::crash`].
+    pub fn crash_at(&self, ordinal: u64, point: CrashPoint) {
+        self.lock().crash_at = Some((ordinal, point));
+    }
+
+    /// Whether the crash point was reached and [`SimDisk::crash`] not yet called.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.lock().dead
+    }
+
+    /// The next [`File::sync`] fails as Linux fails it: what was unsynced stays readable, counts as clean, and is lost
+    /// at the next crash whatever is synced later.
+    pub fn fail_next_sync(&self) {
+        self.lock().fail_next_sync = true;
+    }
+
+    /// Bounds the sum of the lengths of all files; growing beyond it answers `StorageFull`.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.lock().capacity = bytes;
+    }
+
+    /// Sum of the lengths of all files, in bytes.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.lock().used()
+    }
+
+    /// The bytes of a file; `None` when there is none of this name.
+    #[must_use]
+    pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
+        let state = self.lock();
+        state.names.get(path).and_then(|inode| state.inodes.get(inode)).map(|inode| inode.current.clone())
+    }
+
+    /// Paths of all files, sorted.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.lock().names.keys().cloned().collect()
+    }
+
+    /// Inverts one bit of a file, durably; bit 0 is the lowest of the first byte. Returns whether it was there.
+    pub fn flip_bit(&self, path: &Path, bit: u64) -> bool {
+        let at = usize::try_from(bit / 8).unwrap_or(usize::MAX);
+        self.damage(path, |bytes| bytes.get_mut(at).map(|byte| *byte ^= 1 << (bit % 8)).is_some())
+    }
+
+    /// Zeroes one 4096-byte page of a file, durably. Returns whether it was there.
+    pub fn zero_page(&self, path: &Path, page: u64) -> bool {
+        let from = usize::try_from(page).unwrap_or(usize::MAX).saturating_mul(PAGE_BYTES);
+        self.damage(path, |bytes| {
+            let to = bytes.len().min(from.saturating_add(PAGE_BYTES));
+            bytes.get_mut(from..to).is_some_and(|page| {
+                page.fill(0);
+                !page.is_empty()
+            })
+        })
+    }
+
+    /// Cuts a file to a length, durably. Returns whether it was longer.
+    pub fn cut(&self, path: &Path, length: usize) -> bool {
+        self.damage(path, |bytes| {
+            let longer = bytes.len() > length;
+            bytes.truncate(length);
+            longer
+        })
+    }
+
+    fn damage(&self, path: &Path, mut change: impl FnMut(&mut Vec<u8>) -> bool) -> bool {
+        let mut state = self.lock();
+        let Some(&inode) = state.names.get(path) else { return false };
+        let Some(inode) = state.inodes.get_mut(&inode) else { return false };
+        change(&mut inode.durable);
+        change(&mut inode.current)
+    }
+}
+
+impl State {
+    fn used(&self) -> u64 {
+        self.names.values().filter_map(|inode| self.inodes.get(inode)).map(|inode| inode.current.len() as u64).sum()
+    }
+
+    fn room_for(&self, growth: usize) -> io::Result<()> {
+        if self.used().saturating_add(growth as u64) > self.capacity {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on the simulated disk"));
+        }
+        Ok(())
+    }
+
+    fn alive(&self) -> io::Result<()> {
+        if self.dead { Err(switched_off()) } else { Ok(()) }
+    }
+
+    /// Counts a durable operation and runs its `effect` unless the crash point forbids it.
+    fn durably(&mut self, effect: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
+        self.alive()?;
+        self.durable_operations += 1;
+        match self.crash_at {
+            Some((ordinal, point)) if self.durable_operations >= ordinal => {
+                self.dead = true;
+                if point == CrashPoint::After {
+                    effect(self)?;
+                }
+                Err(switched_off())
+            }
+            _ => effect(self),
+        }
+    }
+
+    fn settle_names(&mut self) {
+        let keep_share = self.keep_share();
+        for change in std::mem::take(&mut self.unsynced_names) {
+            if self.rng.gen_bool(keep_share) {
+                change.apply(&mut self.durable_names);
+            }
+        }
+        self.names = self.durable_names.clone();
+        let named: BTreeSet<u64> = self.names.values().copied().collect();
+        self.inodes.retain(|inode, _| named.contains(inode));
+    }
+
+    fn settle_data(&mut self) {
+        let mut inodes = std::mem::take(&mut self.inodes);
+        for inode in inodes.values_mut() {
+            let keep_share = self.keep_share();
+            for change in std::mem::take(&mut inode.unsynced) {
+                change.apply(&mut inode.durable, || self.rng.gen_bool(keep_share));
+            }
+            inode.current = inode.durable.clone();
+        }
+        self.inodes = inodes;
+    }
+
+    /// Nothing kept, everything kept and a mixture each come often.
+    fn keep_share(&mut self) -> f64 {
+        match self.rng.gen_range(0..6) {
+            0 => 0.0,
+            1 => 1.0,
+            2 => 0.1,
+            3 => 0.9,
+            _ => 0.5,
+        }
+    }
+}
+
+impl NameChange {
+    fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Create { path, .. } | Self::Remove { path } | Self::Rename { to: path, .. } => path.parent(),
+        }
+    }
+
+    fn apply(self, names: &mut BTreeMap<PathBuf, u64>) {
+        match self {
+            Self::Create { path, inode } => {
+                names.insert(path, inode);
+            }
+            Self::Rename { from, to, inode } => {
+                names.remove(&from);
+                names.insert(to, inode);
+            }
+            Self::Remove { path } => {
+                names.remove(&path);
+            }
+        }
+    }
+}
+
+impl Change {
+    /// Applies the change to `bytes`, each sector of a write only if `keep` says so.
+    fn apply(self, bytes: &mut Vec<u8>, mut keep: impl FnMut() -> bool) {
+        match self {
+            Self::Length(length) => {
+                if keep() {
+                    bytes.resize(length, 0);
+                }
+            }
+            Self::Write { offset, bytes: written } => {
+                let mut from = 0;
+                while from < written.len() {
+                    let to = written.len().min(from + SECTOR_BYTES - (offset + from) % SECTOR_BYTES);
+                    if keep() {
+                        put(bytes, offset + from, &written[from..to]);
+                    }
+                    from = to;
+                }
+            }
+        }
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, offset: usize, written: &[u8]) {
+    if bytes.len() < offset + written.len() {
+        bytes.resize(offset + written.len(), 0);
+    }
+    bytes[offset..offset + written.len()].copy_from_slice(written);
+}
+
+fn switched_off() -> io::Error {
+    io::Error::other("the simulated machine is switched off")
+}
+
+fn not_found(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{} does not exist", path.display()))
+}
+
+fn position(offset: u64) -> io::Result<usize> {
+    usize::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+impl Disk for SimDisk {
+    fn open(&self, path: &Path, create: bool) -> io::Result<Box<dyn File>> {
+        let mut state = self.lock();
+        state.alive()?;
+        let inode = match state.names.get(path) {
+            Some(&inode) => inode,
+            None if !create => return Err(not_found(path)),
+            None => {
+                if !path.parent().is_some_and(|directory| state.directories.contains(directory)) {
+                    return Err(not_found(path.parent().unwrap_or(path)));
+                }
+                let inode = state.next_inode;
+                state.next_inode += 1;
+                state.inodes.insert(inode, Inode::default());
+                state.names.insert(path.to_owned(), inode);
+                state.unsynced_names.push(NameChange::Create { path: path.to_owned(), inode });
+                inode
+            }
+        };
+        Ok(Box::new(SimFile { disk: self.clone(), inode, epoch: state.epoch }))
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        let state = self.lock();
+        state.alive()?;
+        if !state.directories.contains(directory) {
+            return Err(not_found(directory));
+        }
+        let inside = state.names.keys().filter(|path| path.parent() == Some(directory));
+        Ok(inside.filter_map(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    fn create_directory(&self, directory: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.alive()?;
+        state.directories.extend(directory.ancestors().map(Path::to_owned));
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.alive()?;
+        let inode = state.names.remove(from).ok_or_else(|| not_found(from))?;
+        state.names.insert(to.to_owned(), inode);
+        state.unsynced_names.push(NameChange::Rename { from: from.to_owned(), to: to.to_owned(), inode });
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.alive()?;
+        state.names.remove(path).ok_or_else(|| not_found(path))?;
+        state.unsynced_names.push(NameChange::Remove { path: path.to_owned() });
+        Ok(())
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        self.lock().durably(|state| {
+            let (synced, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut state.unsynced_names)
+                .into_iter()
+                .partition(|change| change.directory() == Some(directory));
+            state.unsynced_names = rest;
+            synced.into_iter().for_each(|change| change.apply(&mut state.durable_names));
+            Ok(())
+        })
+    }
+
+    fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
+        let state = self.lock();
+        state.alive()?;
+        Ok(state.capacity.saturating_sub(state.used()))
+    }
+}
+
+struct SimFile {
+    disk: SimDisk,
+    inode: u64,
+    epoch: u64,
+}
+
+impl SimFile {
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.disk.lock();
+        state.alive()?;
+        if state.epoch != self.epoch {
+            return Err(switched_off());
+        }
+        work(&mut state)
+    }
+
+    /// Runs `change` on the file when the disk has room for it to become `length` bytes long.
+    fn resize(&self, length: usize, change: impl FnOnce(&mut Inode)) -> io::Result<()> {
+        self.with(|state| {
+            let now = state.inode(self.inode)?.current.len();
+            if length > now && state.names.values().any(|inode| *inode == self.inode) {
+                state.room_for(length - now)?;
+            }
+            change(state.inode(self.inode)?);
+            Ok(())
+        })
+    }
+}
+
+impl State {
+    fn inode(&mut self, inode: u64) -> io::Result<&mut Inode> {
+        self.inodes.get_mut(&inode).ok_or_else(switched_off)
+    }
+}
+
+impl File for SimFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let from = position(offset)?;
+        self.with(|state| {
+            let bytes = &state.inode(self.inode)?.current;
+            let rest = bytes.get(from..).unwrap_or_default();
+            let read = rest.len().min(buffer.len());
+            buffer[..read].copy_from_slice(&rest[..read]);
+            Ok(read)
+        })
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let offset = position(offset)?;
+        self.resize(offset + bytes.len(), |inode| {
+            put(&mut inode.current, offset, bytes);
+            inode.unsynced.push(Change::Write { offset, bytes: bytes.to_owned() });
+        })
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        self.with(|state| Ok(state.inode(self.inode)?.current.len() as u64))
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        let length = position(length)?;
+        self.resize(length, |inode| {
+            inode.current.resize(length, 0);
+            inode.unsynced.push(Change::Length(length));
+        })
+    }
+
+    fn allocate(&self, length: u64) -> io::Result<()> {
+        let length = position(length)?;
+        self.resize(length, |inode| {
+            if inode.current.len() < length {
+                inode.current.resize(length, 0);
+                inode.unsynced.push(Change::Length(length));
+            }
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.with(|state| {
+            state.durably(|state| {
+                let fails = std::mem::take(&mut state.fail_next_sync);
+                let inode = state.inode(self.inode)?;
+                let unsynced = std::mem::take(&mut inode.unsynced);
+                if fails {
+                    return Err(io::Error::other("the simulated disk failed to write"));
+                }
+                unsynced.into_iter().for_each(|change| change.apply(&mut inode.durable, || true));
+                Ok(())
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIRECTORY: &str = "/d";
+
+    fn disk_with(seed: u64, name: &str) -> (SimDisk, PathBuf, Box<dyn File>) {
+        let disk = SimDisk::new(seed);
+        disk.create_directory(Path::new(DIRECTORY)).unwrap();
+        let path = Path::new(DIRECTORY).join(name);
+        let file = disk.open(&path, true).unwrap();
+        (disk, path, file)
+    }
+
+    #[test]
+    fn synced_survives_and_unsynced_is_lost_or_kept_by_sector() {
+        let mut outcomes = BTreeSet::new();
+        for seed in 0..200 {
+            let (disk, path, file) = disk_with(seed, "f");
+            file.write_at(&[1; 2048], 0).unwrap();
+            file.sync().unwrap();
+            disk.sync_directory(Path::new(DIRECTORY)).unwrap();
+            file.write_at(&[2; 1024], 256).unwrap();
+            disk.crash();
+            let bytes = disk.contents(&path).expect("the name was synced");
+            assert_eq!(bytes.len(), 2048, "seed {seed}");
+            assert!(bytes[..256].iter().chain(&bytes[1280..]).all(|b| *b == 1), "seed {seed}: synced bytes changed");
+            for sector in [256..512, 512..1024, 1024..1280] {
+                let first = bytes[sector.start];
+                assert!(bytes[sector].iter().all(|b| *b == first), "seed {seed}: a sector was torn");
+            }
+            outcomes.insert((bytes[256], bytes[512], bytes[1024]));
+        }
+        assert_eq!(outcomes.len(), 8, "every combination of kept and lost sectors should occur");
+    }
+
+    #[test]
+    fn unsynced_names_are_kept_or_undone() {
+        let mut outcomes = BTreeSet::new();
+        for seed in 0..100 {
+            let (disk, path, _file) = disk_with(seed, "old");
+            disk.sync_directory(Path::new(DIRECTORY)).unwrap();
+            disk.open(&Path::new(DIRECTORY).join("new"), true).unwrap();
+            disk.remove(&path).unwrap();
+            disk.crash();
+            outcomes.insert(disk.list(Path::new(DIRECTORY)).unwrap());
+        }
+        assert_eq!(outcomes.len(), 4, "create and remove should each be kept and undone: {outcomes:?}");
+    }
+
+    #[test]
+    fn a_crash_point_stops_everything_before_or_after_its_operation() {
+        for (point, expected) in [(CrashPoint::Before, 0), (CrashPoint::After, 9)] {
+            let (disk, path, file) = disk_with(1, "f");
+            file.allocate(1).unwrap();
+            file.sync().unwrap();
+            disk.sync_directory(Path::new(DIRECTORY)).unwrap();
+            disk.crash_at(3, point);
+            file.write_at(&[9], 0).unwrap();
+            file.sync().expect_err("the third durable operation is the crash point");
+            assert!(disk.is_dead());
+            file.read_at(&mut [0], 0).expect_err("a dead machine does not read");
+            disk.open(&path, false).err().expect("a dead machine does not open");
+            disk.crash();
+            let byte = disk.contents(&path).expect("the name was synced")[0];
+            if point == CrashPoint::After {
+                assert_eq!(byte, expected, "the operation took effect");
+            }
+            file.length().expect_err("a handle of before the crash is dead");
+            assert_eq!(disk.durable_operations(), 3);
+        }
+    }
+
+    #[test]
+    fn a_full_disk_refuses_growth_only() {
+        let (disk, _, file) = disk_with(1, "f");
+        disk.set_capacity(1000);
+        file.allocate(1000).unwrap();
+        let error = file.write_at(&[1], 1000).expect_err("one byte too many");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        file.write_at(&[1; 1000], 0).expect("within the length there is room");
+        assert_eq!(disk.free_bytes(Path::new(DIRECTORY)).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_failed_sync_loses_what_it_was_to_write() {
+        let (disk, path, file) = disk_with(1, "f");
+        file.allocate(4).unwrap();
+        file.sync().unwrap();
+        disk.sync_directory(Path::new(DIRECTORY)).unwrap();
+        file.write_at(&[7; 4], 0).unwrap();
+        disk.fail_next_sync();
+        file.sync().expect_err("told to fail");
+        file.sync().expect("the pages count as clean");
+        assert_eq!(disk.contents(&path).unwrap(), [7; 4], "still in the page cache");
+        disk.crash();
+        assert_eq!(disk.contents(&path).unwrap(), [0; 4], "never on the disk");
+    }
+
+    #[test]
+    fn damage_is_durable() {
+        let (disk, path, file) = disk_with(1, "f");
+        file.write_at(&[0xff; PAGE_BYTES * 2], 0).unwrap();
+        file.sync().unwrap();
+        disk.sync_directory(Path::new(DIRECTORY)).unwrap();
+        assert!(disk.flip_bit(&path, 9) && disk.zero_page(&path, 1));
+        assert!(!disk.zero_page(&path, 2), "there is no third page");
+        disk.crash();
+        let bytes = disk.contents(&path).unwrap();
+        assert_eq!((bytes[1], bytes[PAGE_BYTES - 1], bytes[PAGE_BYTES]), (0xfd, 0xff, 0));
+        assert!(disk.cut(&path, 10) && disk.contents(&path).unwrap().len() == 10);
+    }
+}

@@ -1,0 +1,73 @@
+//! What the log tells of itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::rt;
+
+/// Figures of a log since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Stats {
+    /// Frames written.
+    pub(crate) frames: u64,
+    /// Bytes written, with headers and padding.
+    pub(crate) bytes: u64,
+    /// Fsyncs done.
+    pub(crate) fsyncs: u64,
+    /// Time that they took together.
+    pub(crate) fsync_time: Duration,
+    /// Time that the longest one took.
+    pub(crate) fsync_time_max: Duration,
+    /// Age of the fsync in flight, for a watchdog.
+    pub(crate) fsync_in_flight: Option<Duration>,
+    /// Segment files, spare ones too.
+    pub(crate) segments: u64,
+    /// Bytes of payloads in memory.
+    pub(crate) cached_bytes: u64,
+}
+
+/// Counters behind [`Stats`].
+#[derive(Default)]
+pub(super) struct Counters {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    fsyncs: AtomicU64,
+    fsync_ns: AtomicU64,
+    fsync_ns_max: AtomicU64,
+    in_flight_since: Mutex<Option<tokio::time::Instant>>,
+    pub(super) segments: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn wrote(&self, bytes: usize) {
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn timed_fsync<T>(&self, fsync: impl FnOnce() -> T) -> T {
+        let start = rt::instant();
+        *self.in_flight_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
+        let result = fsync();
+        *self.in_flight_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.fsyncs.fetch_add(1, Ordering::Relaxed);
+        self.fsync_ns.fetch_add(ns, Ordering::Relaxed);
+        self.fsync_ns_max.fetch_max(ns, Ordering::Relaxed);
+        result
+    }
+
+    pub(super) fn stats(&self, cached_bytes: usize) -> Stats {
+        let since = *self.in_flight_since.lock().unwrap_or_else(PoisonError::into_inner);
+        Stats {
+            frames: self.frames.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            fsyncs: self.fsyncs.load(Ordering::Relaxed),
+            fsync_time: Duration::from_nanos(self.fsync_ns.load(Ordering::Relaxed)),
+            fsync_time_max: Duration::from_nanos(self.fsync_ns_max.load(Ordering::Relaxed)),
+            fsync_in_flight: since.map(|since| since.elapsed()),
+            segments: self.segments.load(Ordering::Relaxed),
+            cached_bytes: cached_bytes as u64,
+        }
+    }
+}

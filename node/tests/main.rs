@@ -1,0 +1,3 @@
+//! Tests of the node through its door, on real files.
+
+mod suite;
