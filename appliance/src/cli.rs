@@ -144,7 +144,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve { config, data } => {
             crate::serve::serve(crate::config::Config::load(config.as_deref(), data.as_deref())?)
         }
-        Command::Dev { nodes, data } => crate::serve::dev(&crate::serve::Dev { nodes: usize::from(nodes), data }),
+        Command::Dev { nodes, data } => crate::serve::dev(nodes, data),
         Command::Config(ConfigCommand::Check { file }) => {
             crate::config::Config::load(Some(&file), None)?;
             match format {
@@ -166,7 +166,7 @@ fn init(
     listen: Option<std::net::SocketAddr>,
     format: Format,
 ) -> anyhow::Result<()> {
-    let made = crate::serve::init(&crate::serve::Init { data: data.clone(), name, listen })?;
+    let made = crate::serve::init(&data, name.as_deref(), listen)?;
     Ok(match format {
         Format::Text => crate::output::text(&format!(
             "ca     {}\ntoken  {}\nvkey   {}\nnext   samovar serve --data {}\n",

@@ -84,9 +84,11 @@ sections! {
     /// Storage.
     store: StoreSection {
         /// Free space kept in reserve: below it writes are refused (507), reads go on.
-        reserve: Size = Size(256 << 20),
+        reserve: Size = Size(128 << 20),
         /// Most writes that may wait for a block; more are refused (429).
         queue: usize = 4096,
+        /// Page cache of the store; it takes about twice that in memory.
+        cache: Size = Size(8 << 20),
     }
     /// Bounds of the HTTPS listener. What happens at each of them stands in docs/reference/api.md.
     limits: LimitsSection {
@@ -181,6 +183,8 @@ pub(crate) struct Config {
     pub(crate) reserve_bytes: u64,
     /// Most waiting writes.
     pub(crate) queue_max: usize,
+    /// Bytes of the store's page cache.
+    pub(crate) cache_bytes: u64,
     /// Bounds of the listener.
     pub(crate) limits: Limits,
     /// Networks that may read metrics.
@@ -258,12 +262,16 @@ impl ConfigFile {
         if self.store.queue == 0 {
             return Err("store.queue is 0: no write could ever be taken; leave it out for the default".into());
         }
+        if !(1 << 20..=1 << 30).contains(&self.store.cache.0) {
+            return Err(format!("store.cache is {}, it must lie between 1MiB and 1GiB", self.store.cache));
+        }
         Ok(Config {
             data: self.node.data,
             listen: self.listen.api,
             public: self.chain.public,
             reserve_bytes: self.store.reserve.0,
             queue_max: self.store.queue,
+            cache_bytes: self.store.cache.0,
             limits,
             metrics_allow: self.metrics.allow,
             level: self.journal.level,

@@ -79,7 +79,7 @@ struct NodeGauges {
     role: Family<RoleLabels, UGauge>,
     free: UGauge,
     reserve: UGauge,
-    data: UGauge,
+    store: UGauge,
 }
 
 impl Metrics {
@@ -140,7 +140,7 @@ impl Metrics {
         let bytes = || Unit::Bytes;
         r.register_with_unit("samovar_store_free", "Free space for the data directory", bytes(), n.free.clone());
         r.register_with_unit("samovar_store_reserve", "Free space kept in reserve", bytes(), n.reserve.clone());
-        r.register_with_unit("samovar_store_data", "Space the data directory takes", bytes(), n.data.clone());
+        r.register_with_unit("samovar_store_size", "Space the store takes on disk", bytes(), n.store.clone());
     }
 
     /// The exposition, with what the node reports now.
@@ -157,7 +157,7 @@ impl Metrics {
         n.role.get_or_create(&RoleLabels { role: status.role }).set(1);
         n.free.set(status.free_bytes);
         n.reserve.set(status.reserve_bytes);
-        n.data.set(status.data_bytes);
+        n.store.set(status.store_bytes);
         let mut text = String::with_capacity(16 << 10);
         encode(&mut text, &self.registry)?;
         Ok(text)

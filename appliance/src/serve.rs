@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::api::App;
 use crate::config::Config;
+use crate::durable::{Mode, write_new};
 use crate::http::Server;
 use crate::metrics::Metrics;
 use crate::tls;
@@ -25,11 +26,13 @@ mod init;
 mod node_thread;
 mod notify;
 
-pub(crate) use init::{Dev, Init, dev, init};
+pub(crate) use init::{dev, init};
 
 use directory::DataDirectory;
 use node_thread::NodeThread;
 
+/// File of the data directory that says where the node listens.
+const URL_FILE: &str = "url";
 /// Descriptors beyond those of connections: storage, peers, journal.
 const DESCRIPTORS_RESERVED: u64 = 512;
 
@@ -78,6 +81,7 @@ async fn listen(
     let limits = Arc::new(config.limits.clone());
     let server = Server { listener, tls: TlsAcceptor::from(tls), limits, handler: app.handler(), metrics };
     let serving = tokio::spawn(server.run(stop_seen));
+    write_url(&config.data, address)?;
     notify::send("READY=1\nSTATUS=Serving");
     tracing::info!(%address, "serving");
     ready(address);
@@ -92,11 +96,23 @@ async fn listen(
     failed.map_or(Ok(()), Err)
 }
 
+/// Leaves the URL for the command line on this machine, which finds CA and token beside it.
+fn write_url(data: &Path, address: SocketAddr) -> Result<()> {
+    let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
+    let host = if address.is_ipv6() && host.contains(':') { format!("[{host}]") } else { host };
+    let path = data.join(URL_FILE);
+    if path.exists() {
+        std::fs::remove_file(&path).with_context(|| format!("replacing {}", path.display()))?;
+    }
+    write_new(&path, format!("https://{host}:{}\n", address.port()).as_bytes(), Mode::Public)
+}
+
 fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
     samovar_node::node::Config {
+        data: data.to_owned(),
         reserve_bytes: config.reserve_bytes,
         queue_max: config.queue_max,
-        ..samovar_node::node::Config::new(data)
+        cache_bytes: config.cache_bytes,
     }
 }
 
@@ -150,7 +166,12 @@ async fn signalled() {
 
 /// Sends events to stderr, where systemd's journal takes them. A second call changes nothing.
 fn journal(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::new(config.level.as_str());
+    // openraft reports its inner steps as information; they matter to who debugs it only.
+    let filter = match config.level.as_str() {
+        level @ ("debug" | "trace") => level.to_owned(),
+        level => format!("{level},openraft=error"),
+    };
+    let filter = tracing_subscriber::EnvFilter::new(filter);
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
 }
 

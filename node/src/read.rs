@@ -135,30 +135,28 @@ impl Ledger {
         let chain = self.chain();
         let system = prefix.starts_with(RESERVED_PREFIX);
         let mut page = KeyPage { block: chain.head.height, keys: Vec::new(), next: None };
-        let mut after = after.map(|key| key.as_str().to_owned());
+        let mut last = after.map(|key| key.as_str().to_owned());
+        let mut from = last.clone();
         let mut looked_at = 0;
         loop {
-            let names = chain.names.page(&self.rows, prefix, after.as_deref(), limit + 1)?;
-            let more = names.len() > limit;
+            let names = chain.names.page(&self.rows, prefix, from.as_deref(), limit + 1)?;
+            let mut end = names.len() <= limit;
             for name in names.into_iter().take(limit) {
-                looked_at += 1;
-                if name.starts_with(RESERVED_PREFIX) && !system {
-                    after = Some(PAST_RESERVED.to_owned());
-                    break;
-                }
-                if page.keys.len() == limit || looked_at > NAMES_PER_PAGE {
-                    page.next = after.map(Key::stored);
+                if page.keys.len() == limit || looked_at == NAMES_PER_PAGE {
+                    page.next = last.map(Key::stored);
                     return Ok(page);
                 }
+                looked_at += 1;
+                if name.starts_with(RESERVED_PREFIX) && !system {
+                    from = Some(PAST_RESERVED.to_owned());
+                    end = false;
+                    break;
+                }
                 page.keys.extend(self.key_row(&name)?);
-                after = Some(name);
+                last = Some(name);
+                from.clone_from(&last);
             }
-            let skipped = after.as_deref() == Some(PAST_RESERVED);
-            if !more && !skipped {
-                return Ok(page);
-            }
-            if page.keys.len() == limit && !skipped {
-                page.next = after.map(Key::stored);
+            if end {
                 return Ok(page);
             }
         }

@@ -26,6 +26,7 @@ use crate::error::Error;
 pub mod proof;
 
 mod buckets;
+mod file;
 mod map;
 mod open;
 mod page;
@@ -40,6 +41,7 @@ pub use proof::KeyHash;
 pub use view::{VIEWS_MAX, ViewId};
 
 use buckets::{Buckets, DIRECTORY_DEPTH_MAX};
+use file::PageFile;
 use map::Map;
 use open::Content;
 use page::{Entry, Mark, PAGE_BYTES};
@@ -234,7 +236,7 @@ impl StateMap {
             Content::New => (open::start_over(file.as_ref(), path)?, 0, None),
             Content::Damaged(found) => (open::start_over(file.as_ref(), path)?, 0, Some(found)),
         };
-        let buckets = Buckets::new(Arc::clone(&file), path.to_owned(), &config, layout);
+        let buckets = Buckets::new(PageFile::new(Arc::clone(&file), path.to_owned()), &config, layout);
         let map = RwLock::new(Map::load(buckets, &config, entries)?);
         Ok(Self { file, path: path.to_owned(), config, map, last_sync: Mutex::new(LastSync::Done(None)), damage })
     }
@@ -401,7 +403,8 @@ impl StateMap {
         let mut last = self.last_sync.lock().unwrap_or_else(PoisonError::into_inner);
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         let layout = open::start_over(self.file.as_ref(), &self.path)?;
-        let buckets = Buckets::new(Arc::clone(&self.file), self.path.clone(), &self.config, layout);
+        let pages = PageFile::new(Arc::clone(&self.file), self.path.clone());
+        let buckets = Buckets::new(pages, &self.config, layout);
         *map = Map::load(buckets, &self.config, 0)?;
         *last = LastSync::Done(None);
         self.map.clear_poison();

@@ -24,7 +24,7 @@ struct Status<'a> {
     keys: u64,
     free_bytes: u64,
     reserve_bytes: u64,
-    data_bytes: u64,
+    store_bytes: u64,
     uptime_s: u64,
     /// When these figures were taken, so that who shows them can say how old they are.
     now_ms: u64,
@@ -58,7 +58,7 @@ pub(crate) async fn status(call: Call) -> Handled {
             keys: status.keys,
             free_bytes: status.free_bytes,
             reserve_bytes: status.reserve_bytes,
-            data_bytes: status.data_bytes,
+            store_bytes: status.store_bytes,
             uptime_s: call.app.started.elapsed().as_secs(),
             now_ms: rt::now_ms(),
             errors,

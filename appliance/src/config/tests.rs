@@ -56,6 +56,7 @@ fn wrong_values_say_what_is_taken() {
         ("[listen]\napi = \"everywhere\"\n", "f.toml:2:7:"),
         ("[metrics]\nallow = [\"loopback\"]\n", "is not a network"),
         ("[store]\nqueue = 0\n", "store.queue is 0"),
+        ("[store]\ncache = \"1KiB\"\n", "store.cache is 1KiB"),
         ("[journal]\nlevel = \"loud\"\n", "f.toml:2:9:"),
         ("[node\n", "f.toml:1:"),
         ("[node]\ndata = \"a\"\ndata = \"b\"\n", "f.toml:3:1:"),

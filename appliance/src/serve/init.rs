@@ -24,17 +24,6 @@ const NAME_BYTES_MAX: usize = 63;
 const DEV_DIRECTORY: &str = "samovar-dev";
 const DEV_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
 
-/// What `init` is asked for.
-#[derive(Debug, Clone)]
-pub(crate) struct Init {
-    /// Data directory, empty or not there yet.
-    pub(crate) data: PathBuf,
-    /// Name of the node; by default the host's.
-    pub(crate) name: Option<String>,
-    /// Address to listen on, kept in `samovar.toml` in the data directory.
-    pub(crate) listen: Option<SocketAddr>,
-}
-
 /// What `init` made.
 #[derive(Debug, Clone)]
 pub(crate) struct Made {
@@ -48,30 +37,31 @@ pub(crate) struct Made {
 
 impl Made {
     /// The files that clients need, of a data directory.
-    pub(crate) fn of(data: &Path) -> Self {
+    fn of(data: &Path) -> Self {
         Self { ca: data.join(CA_FILE), token: data.join(ADMIN_TOKEN_FILE), vkey: data.join(VKEY_FILE) }
     }
 }
 
 /// Makes a ledger: keys, certificates, the chain's files and a first admin key. All or nothing: a crash in the middle
-/// leaves a directory that another `init` clears and `serve` refuses.
-pub(crate) fn init(wanted: &Init) -> Result<Made> {
-    let name = node_name(wanted.name.as_deref())?;
-    let (directory, partial) = DataDirectory::begin(&wanted.data)?;
+/// leaves a directory that another `init` clears and `serve` refuses. The node is named after the host unless `name`
+/// says otherwise; `listen` is kept in `samovar.toml` in the data directory.
+pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) -> Result<Made> {
+    let name = node_name(name)?;
+    let (directory, partial) = DataDirectory::begin(data)?;
     let config = node_config(&Config::parse("(defaults)", "")?, &partial);
     let made = Made::of(&partial);
-    let log = Node::init(&(Arc::new(OsDisk) as Arc<dyn Disk>), &config, &name, &origin(&name))
-        .map_err(|e| anyhow!("making the ledger: {e}"))?;
-    let listen = wanted.listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
-    tls::make(&partial, &Subject::of(&name, listen))?;
+    let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+    let log = Node::init(&disk, &config, &name, &origin(&name)).map_err(|e| anyhow!("making the ledger: {e}"))?;
+    let address = listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
+    tls::make(&partial, &Subject::of(&name, address))?;
     write_new(&made.vkey, format!("{}\n", log.vkey).as_bytes(), Mode::Public)?;
-    if let Some(listen) = wanted.listen {
+    if let Some(listen) = listen {
         write_new(&partial.join(DATA_FILE), format!("[listen]\napi = \"{listen}\"\n").as_bytes(), Mode::Public)?;
     }
     let token = first_admin_key(config)?;
     write_new(&made.token, format!("{token}\n").as_bytes(), Mode::Secret)?;
     directory.complete()?;
-    Ok(Made::of(&wanted.data))
+    Ok(Made::of(data))
 }
 
 /// Starts the node for one write and stops it again.
@@ -110,23 +100,15 @@ fn origin(name: &str) -> String {
     format!("samovar/{name}/{:016x}", u64::from_be_bytes(random))
 }
 
-/// What `dev` is asked for.
-#[derive(Debug, Clone)]
-pub(crate) struct Dev {
-    /// Nodes of the cluster.
-    pub(crate) nodes: usize,
-    /// Data directory; by default `samovar-dev` here.
-    pub(crate) data: Option<PathBuf>,
-}
-
-/// Makes a ledger on this machine's loopback unless there is one, serves it, and prints where.
-pub(crate) fn dev(wanted: &Dev) -> Result<()> {
-    if wanted.nodes != 1 {
+/// Makes a ledger on this machine's loopback unless there is one, serves it, and prints where. `data` is by default
+/// `samovar-dev` in the working directory.
+pub(crate) fn dev(nodes: u8, data: Option<PathBuf>) -> Result<()> {
+    if nodes != 1 {
         bail!("this version runs one node: samovar dev --nodes 1");
     }
-    let data = wanted.data.clone().unwrap_or_else(|| PathBuf::from(DEV_DIRECTORY));
+    let data = data.unwrap_or_else(|| PathBuf::from(DEV_DIRECTORY));
     if !data.join(VKEY_FILE).exists() {
-        init(&Init { data: data.clone(), name: None, listen: Some(DEV_LISTEN) })?;
+        init(&data, None, Some(DEV_LISTEN))?;
     }
     let config = Config::load(Some(&data.join(DATA_FILE)).filter(|f| f.exists()).map(PathBuf::as_path), Some(&data))?;
     journal(&config);

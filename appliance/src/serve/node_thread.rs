@@ -33,12 +33,12 @@ impl NodeThread {
                 runtime.block_on(async {
                     let node = Node::start(Arc::new(OsDisk), config).await.map_err(|e| anyhow!("{e}"))?;
                     let _ = opened.send(node.clone());
-                    let failed = tokio::select! {
+                    let failure = tokio::select! {
                         _ = stopped => None,
-                        failure = node.failure() => Some(anyhow!("{failure}")),
+                        failure = node.failure() => Some(failure),
                     };
                     node.stop().await;
-                    failed.map_or(Ok(()), Err)
+                    failure.map_or(Ok(()), |e| Err(anyhow!("the node failed: {e}")))
                 })
             })
             .context("starting the node's thread")?;

@@ -1,6 +1,7 @@
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use ring::digest::SHA256;
 
 use super::*;
 use crate::canonical::NUMBER_MAX;
@@ -296,7 +297,7 @@ fn commitments_and_map_values_have_known_bytes() {
     let erased = MapValue { erased_by: Some(3), ..value };
     assert_eq!(hex(&erased.to_bytes()), format!("020000000000000102{}0000000000000003", hex(&committed)));
     for value in [value, erased] {
-        assert_eq!(value.hash(), to_hash(&ring::digest::digest(&SHA256, &value.to_bytes())));
+        assert_eq!(value.hash(), crate::merkle::to_hash(&ring::digest::digest(&SHA256, &value.to_bytes())));
     }
 }
 

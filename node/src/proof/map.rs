@@ -157,7 +157,7 @@ pub(crate) mod tests {
     }
 
     fn value(n: u64) -> MapValue {
-        MapValue { revision: n, commitment: [n.to_be_bytes()[7]; 32], erased_by: (n % 3 == 0).then_some(n + 1) }
+        MapValue { revision: n, commitment: [n.to_be_bytes()[7]; 32], erased_by: n.is_multiple_of(3).then_some(n + 1) }
     }
 
     /// A store without nodes, for jmt to begin from.

@@ -3,6 +3,8 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 
+mod differential;
+mod forge;
 mod ledger;
 mod vectors;
 
@@ -84,7 +86,7 @@ fn a_verified_proof_says_what_it_proves() {
         assert_eq!(latest(name).found, Found::Absent, "{name}");
     }
     assert_eq!(latest("proof-older").block.height, 4, "the block as of which it holds");
-    let extra = |name| vectors::extra(std::str::from_utf8(file_of(&all, name)).unwrap());
+    let extra = |name| forge::extra(std::str::from_utf8(file_of(&all, name)).unwrap());
     assert!(extra("proof-absent-neighbour").contains(r#""leaf":{"key":"#), "the way ends at a neighbour");
     assert!(extra("proof-absent-empty").contains(r#""leaf":null"#), "the way ends at nothing");
 }
@@ -246,7 +248,7 @@ fn a_mutated_extra_is_refused_or_reads_as_it_is_written() {
         .vectors
         .iter()
         .filter(|v| v.outcome.is_ok())
-        .map(|v| vectors::extra(std::str::from_utf8(&v.file).unwrap()))
+        .map(|v| forge::extra(std::str::from_utf8(&v.file).unwrap()))
         .collect();
     for _ in 0..40_000 {
         let mut bytes = extras[rng.gen_range(0..extras.len())].clone().into_bytes();

@@ -12,53 +12,33 @@
 //! right version; if neither mark holds, the file is of no use and the map is rebuilt from the entries.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
 
+use super::file::PageFile;
 use super::page::{Entry, Header, Mark, PAGE_BYTES, Page, Run, encode, overlay};
 use super::proof::KeyHash;
 use super::tree::{Place, bounds, index};
 use super::{Config, Deltas};
-use crate::disk::File;
 use crate::error::Error;
 
 /// Pages in front of the buckets: two sync marks and the flush mark.
 pub(super) const FIRST_PAGE: u32 = 3;
 const FLUSH_MARK_PAGE: u32 = 2;
 /// Stands in the directory for a bucket that has no page yet: the whole of a new map.
-const NO_PAGE: u32 = 0;
+pub(super) const NO_PAGE: u32 = 0;
+/// The bounds of all keys.
+pub(super) const EVERYTHING: (KeyHash, KeyHash) = (KeyHash([0; 32]), KeyHash([0xff; 32]));
 /// Deepest prefix of a bucket: bounds the directory to 4 MiB; what collides below overflows.
 pub(super) const DIRECTORY_DEPTH_MAX: u8 = 20;
 /// How much deeper than evenly spread buckets need a prefix may be; so the directory has at most 16 places per bucket.
 const SKEW_DEPTH_MAX: u8 = 4;
 
 /// A bucket as it was read: one page, or more when it overflows.
-#[derive(Default)]
-pub(super) struct Bucket {
-    first: Option<u32>,
+struct Bucket {
     depth: u8,
     prefix: u64,
-    pub(super) run: Run,
+    run: Run,
     /// Number and contribution of each page.
     pages: Vec<(u32, u64)>,
-}
-
-impl Bucket {
-    /// First and last value that the first 64 bits of its keys can have.
-    pub(super) fn heads(&self) -> (u64, u64) {
-        (self.prefix, self.prefix | u64::MAX.checked_shr(u32::from(self.depth)).unwrap_or(0))
-    }
-
-    /// Forgets what was read, so that the next load reads again.
-    pub(super) fn forget(&mut self) {
-        self.first = None;
-    }
-
-    /// The entry of a key of this bucket.
-    pub(super) fn find(&self, key: &KeyHash) -> Option<Entry> {
-        let at = self.run.binary_search_by(|(k, _)| k.cmp(key)).ok()?;
-        Some(self.run[at].1)
-    }
 }
 
 /// One piece of a bucket that is being written.
@@ -98,8 +78,7 @@ pub(super) struct Layout {
 
 /// The buckets on disk and the directory that finds them.
 pub(super) struct Buckets {
-    file: Arc<dyn File>,
-    path: PathBuf,
+    file: PageFile,
     page_entries: usize,
     depth_max: u8,
     /// First page of the bucket of each prefix of `depth` bits.
@@ -121,7 +100,7 @@ pub(super) struct Buckets {
 }
 
 impl Buckets {
-    pub(super) fn new(file: Arc<dyn File>, path: PathBuf, config: &Config, layout: Layout) -> Self {
+    pub(super) fn new(file: PageFile, config: &Config, layout: Layout) -> Self {
         let mut fresh = vec![false; layout.end.max(FIRST_PAGE) as usize];
         for page in layout.fresh {
             fresh[page as usize] = true;
@@ -129,7 +108,6 @@ impl Buckets {
         let directory = if layout.directory.is_empty() { vec![NO_PAGE] } else { layout.directory };
         Self {
             file,
-            path,
             page_entries: config.page_entries,
             depth_max: config.directory_depth_max,
             directory,
@@ -165,22 +143,9 @@ impl Buckets {
         self.directory[index(head, self.depth) as usize]
     }
 
-    fn damaged(&self, page: u32) -> Error {
-        Error::Corrupt(format!(
-            "page {page} of {} is damaged; restart: the state map is then rebuilt from the entries",
-            self.path.display()
-        ))
-    }
-
-    fn read_page(&self, number: u32, bytes: &mut [u8; PAGE_BYTES]) -> Result<(), Error> {
-        let read = self.file.read_at(bytes, u64::from(number) * PAGE_BYTES as u64);
-        let read = read.map_err(|e| Error::io(format!("read {}", self.path.display()), &e))?;
-        if read == PAGE_BYTES { Ok(()) } else { Err(self.damaged(number)) }
-    }
-
-    fn write_page(&self, number: u32, bytes: &[u8; PAGE_BYTES]) -> Result<(), Error> {
-        let written = self.file.write_at(bytes, u64::from(number) * PAGE_BYTES as u64);
-        written.map_err(|e| Error::io(format!("write {}", self.path.display()), &e))
+    /// The pages of a bucket.
+    fn pages_from(&self, first: u32) -> impl Iterator<Item = u32> + '_ {
+        std::iter::once(first).chain(self.chains.get(&first).into_iter().flatten().copied())
     }
 
     /// The entry of a key, without reading more than it must.
@@ -189,67 +154,59 @@ impl Buckets {
         if first == NO_PAGE {
             return Ok(None);
         }
-        let mut bytes = [0; PAGE_BYTES];
-        for number in std::iter::once(first).chain(self.chains.get(&first).into_iter().flatten().copied()) {
-            self.read_page(number, &mut bytes)?;
-            let page = Page::parse(number, &bytes).ok_or_else(|| self.damaged(number))?;
-            if let Some(entry) = page.find(key) {
+        for number in self.pages_from(first) {
+            if let Some(entry) = self.file.read(number, |page| page.find(key))? {
                 return Ok(Some(entry));
             }
         }
         Ok(None)
     }
 
-    /// Reads the bucket of keys that begin with `head`, unless `bucket` is that one already.
-    pub(super) fn load(&self, head: u64, bucket: &mut Bucket) -> Result<(), Error> {
-        let first = self.first_page(head);
-        if bucket.first == Some(first) {
-            return Ok(());
-        }
-        (bucket.first, bucket.depth, bucket.prefix) = (None, 0, 0);
-        bucket.run.clear();
-        bucket.pages.clear();
-        if first != NO_PAGE {
-            let mut bytes = [0; PAGE_BYTES];
-            for number in std::iter::once(first).chain(self.chains.get(&first).into_iter().flatten().copied()) {
-                self.read_page(number, &mut bytes)?;
-                let page = Page::parse(number, &bytes).ok_or_else(|| self.damaged(number))?;
-                (bucket.depth, bucket.prefix) = (page.header.depth, page.header.prefix);
-                bucket.pages.push((number, page.contribution(number)));
-                page.read_into(&mut bucket.run);
-            }
-        }
-        let (low, high) = bucket.heads();
-        if head < low || high < head {
-            return Err(self.damaged(first));
-        }
-        bucket.first = Some(first);
-        Ok(())
-    }
-
     /// Appends the entries of all buckets below a node of the trie.
-    pub(super) fn below(&self, place: Place, bucket: &mut Bucket, run: &mut Run) -> Result<(), Error> {
+    pub(super) fn below(&self, place: Place, run: &mut Run) -> Result<(), Error> {
         let (mut head, last) = place.heads();
-        let (low, high) = bounds((head, last));
+        let bounds = bounds((head, last));
         loop {
-            self.load(head, bucket)?;
-            let from = bucket.run.partition_point(|(key, _)| *key < low);
-            let to = bucket.run.partition_point(|(key, _)| *key <= high);
-            run.extend_from_slice(&bucket.run[from..to]);
-            match bucket.heads().1.checked_add(1) {
+            match self.read_bucket(head, |page| page.read_into(bounds, run))?.checked_add(1) {
                 Some(next) if next <= last => head = next,
                 _ => return Ok(()),
             }
         }
     }
 
+    /// Calls `with` on the pages of the bucket of keys that begin with `head`; returns the last `head` that belongs there.
+    pub(super) fn read_bucket(&self, head: u64, mut with: impl FnMut(Page<'_>)) -> Result<u64, Error> {
+        let (first, mut last) = (self.first_page(head), u64::MAX);
+        if first == NO_PAGE {
+            return Ok(last);
+        }
+        for number in self.pages_from(first) {
+            let (low, high) = self.file.read(number, |page| {
+                let heads = page.header.heads();
+                with(page);
+                heads
+            })?;
+            if head < low || high < head {
+                return Err(self.file.damaged(number));
+            }
+            last = high;
+        }
+        Ok(last)
+    }
+
     /// Writes the bucket of the first delta with all deltas that belong there, and takes them out of `deltas`. After an
     /// error all is as it was.
-    pub(super) fn write_first(&mut self, deltas: &mut Deltas, bucket: &mut Bucket) -> Result<(), Error> {
+    pub(super) fn write_first(&mut self, deltas: &mut Deltas) -> Result<(), Error> {
         let Some((key, _)) = deltas.first_key_value() else { return Ok(()) };
-        bucket.forget();
-        self.load(key.head(), bucket)?;
-        let (low, high) = bounds(bucket.heads());
+        let mut bucket = Bucket { depth: 0, prefix: 0, run: Run::with_capacity(self.page_entries), pages: Vec::new() };
+        let mut numbers = self.pages_from(self.first_page(key.head()));
+        let last = self.read_bucket(key.head(), |page| {
+            (bucket.depth, bucket.prefix) = (page.header.depth, page.header.prefix);
+            bucket.pages.extend(numbers.next().map(|number| (number, page.contribution(number))));
+            page.read_into(EVERYTHING, &mut bucket.run);
+        })?;
+        drop(numbers);
+        let (low, high) = bounds((bucket.prefix, last));
         for (key, entry) in deltas.range(low..=high) {
             overlay(&mut bucket.run, *key, Some(*entry));
         }
@@ -261,13 +218,12 @@ impl Buckets {
     }
 
     /// Puts the run of `bucket` in place of its former version, in as many buckets as it takes.
-    fn replace(&mut self, bucket: &mut Bucket) -> Result<(), Error> {
+    fn replace(&mut self, bucket: Bucket) -> Result<(), Error> {
         let spread = u8::try_from(self.buckets.ilog2()).unwrap_or(u8::MAX);
         let depth_max = self.depth_max.min(spread.saturating_add(SKEW_DEPTH_MAX));
         let whole = Piece { depth: bucket.depth, prefix: bucket.prefix, run: Vec::new(), pages: Vec::new() };
         let mut pieces = Vec::with_capacity(1);
-        split(whole, std::mem::take(&mut bucket.run), (self.page_entries, depth_max), &mut pieces);
-        bucket.forget();
+        split(whole, bucket.run, (self.page_entries, depth_max), &mut pieces);
         let (mut digest, mut pages) = (self.mark.digest, self.mark.pages);
         for at in 0..pieces.len() {
             match self.write_piece(&mut pieces[at]) {
@@ -320,7 +276,7 @@ impl Buckets {
             let number = self.take_page();
             piece.pages.push(number);
             digest ^= encode(number, &header, run, &mut bytes);
-            self.write_page(number, &bytes)?;
+            self.file.write(number, &bytes)?;
         }
         Ok(digest)
     }
@@ -353,7 +309,7 @@ impl Buckets {
         self.mark.block = block;
         let mut bytes = [0; PAGE_BYTES];
         self.mark.encode(FLUSH_MARK_PAGE, &mut bytes);
-        self.write_page(FLUSH_MARK_PAGE, &bytes)?;
+        self.file.write(FLUSH_MARK_PAGE, &bytes)?;
         self.free.append(&mut self.stale);
         Ok(())
     }

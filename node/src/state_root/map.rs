@@ -1,6 +1,6 @@
 //! The map itself, under its lock: deltas over buckets, the tree above them, views of the past.
 
-use super::buckets::{Bucket, Buckets, SyncPoint};
+use super::buckets::{Buckets, EVERYTHING, SyncPoint};
 use super::page::{Entry, Mark, Run, overlay};
 use super::proof::KeyHash;
 use super::tree::{Kind, Node, Place, Tree, bounds, descend, index};
@@ -66,15 +66,16 @@ impl Map {
     }
 
     fn load_cells(&mut self) -> Result<(), Error> {
-        let (depth, mut bucket, mut head) = (self.tree.depth(), Bucket::default(), 0);
+        let (depth, mut head, mut run) = (self.tree.depth(), 0, Run::new());
         let mut cell: (u32, Run) = (0, Run::new());
         loop {
-            self.buckets.load(head, &mut bucket)?;
-            for &(key, entry) in &bucket.run {
+            run.clear();
+            let last = self.buckets.read_bucket(head, |page| page.read_into(EVERYTHING, &mut run))?;
+            for &(key, entry) in &run {
                 let number = index(key.head(), depth);
                 if number != cell.0 {
                     self.tree.set(Place { depth, index: cell.0 }, Node::over(&cell.1, usize::from(depth)));
-                    (cell.0, cell.1) = (number, std::mem::take(&mut cell.1));
+                    cell.0 = number;
                     cell.1.clear();
                 }
                 self.keys += 1;
@@ -83,7 +84,7 @@ impl Map {
                     cell.1.push((key, entry));
                 }
             }
-            match bucket.heads().1.checked_add(1) {
+            match last.checked_add(1) {
                 Some(next) => head = next,
                 None => break,
             }
@@ -150,21 +151,23 @@ impl Map {
         self.usable = false;
         let mut changes: Run = slots.iter().map(|(key, slot)| (*key, slot.entry(key))).collect();
         changes.sort_by_key(|(key, _)| *key);
-        let (mut bucket, mut run, mut changed) = (Bucket::default(), Run::new(), Vec::new());
+        let (mut run, mut changed) = (Run::new(), Vec::new());
         let depth = self.tree.depth();
+        let cells: Vec<u32> = changes.iter().map(|(key, _)| index(key.head(), depth)).collect();
+        self.tree.fetch(&cells);
         for cell in changes.chunk_by(|a, b| index(a.0.head(), depth) == index(b.0.head(), depth)) {
             let mut touched = false;
             for &(key, entry) in cell {
-                touched |= self.change(key, entry, &mut bucket)?;
+                touched |= self.change(key, entry)?;
             }
             if touched {
                 let place = Place::on_path(&cell[0].0, depth);
-                let node = self.subtree(place, &mut bucket, &mut run)?;
+                let node = self.subtree(place, &mut run)?;
                 self.set_node(place, node);
                 changed.push(place.index);
             }
         }
-        self.raise(changed, &mut bucket, &mut run)?;
+        self.raise(changed, &mut run)?;
         if self.keys > CELL_KEYS << depth && depth < self.cell_depth_max {
             self.tree.grow();
         }
@@ -175,14 +178,8 @@ impl Map {
     }
 
     /// Sets one key, unless what is stored is as late; says whether it did.
-    fn change(&mut self, key: KeyHash, entry: Entry, bucket: &mut Bucket) -> Result<bool, Error> {
-        let old = match self.delta(&key) {
-            Some(entry) => Some(entry),
-            None => {
-                self.buckets.load(key.head(), bucket)?;
-                bucket.find(&key)
-            }
-        };
+    fn change(&mut self, key: KeyHash, entry: Entry) -> Result<bool, Error> {
+        let old = self.entry(&key)?;
         if old.is_some_and(|old| !entry.supersedes(&old)) {
             return Ok(false);
         }
@@ -195,14 +192,14 @@ impl Map {
     }
 
     /// Computes the ancestors of the changed cells, level by level.
-    fn raise(&mut self, mut changed: Vec<u32>, bucket: &mut Bucket, run: &mut Run) -> Result<(), Error> {
+    fn raise(&mut self, mut changed: Vec<u32>, run: &mut Run) -> Result<(), Error> {
         for depth in (0..self.tree.depth()).rev() {
             changed.iter_mut().for_each(|index| *index >>= 1);
             changed.dedup();
             for &index in &changed {
                 let place = Place { depth, index };
-                let left = self.known(place.child(false), bucket, run)?;
-                let right = self.known(place.child(true), bucket, run)?;
+                let left = self.known(place.child(false), run)?;
+                let right = self.known(place.child(true), run)?;
                 self.set_node(place, Node::join(&left, &right));
             }
         }
@@ -210,12 +207,12 @@ impl Map {
     }
 
     /// A node of the present, computed when its level is newer than the last change below it.
-    fn known(&mut self, place: Place, bucket: &mut Bucket, run: &mut Run) -> Result<Node, Error> {
+    fn known(&mut self, place: Place, run: &mut Run) -> Result<Node, Error> {
         let node = self.tree.node(place);
         if node.kind != Kind::Unknown {
             return Ok(node);
         }
-        let node = self.subtree(place, bucket, run)?;
+        let node = self.subtree(place, run)?;
         self.tree.set(place, node);
         Ok(node)
     }
@@ -225,15 +222,15 @@ impl Map {
         self.tree.set(place, node);
     }
 
-    fn subtree(&self, place: Place, bucket: &mut Bucket, run: &mut Run) -> Result<Node, Error> {
-        self.live_below(place, None, bucket, run)?;
+    fn subtree(&self, place: Place, run: &mut Run) -> Result<Node, Error> {
+        self.live_below(place, None, run)?;
         Ok(Node::over(run, usize::from(place.depth)))
     }
 
     /// Fills `run` with the keys in the trie below a node, as of a view (by position) or now.
-    fn live_below(&self, place: Place, view: Option<usize>, bucket: &mut Bucket, run: &mut Run) -> Result<(), Error> {
+    fn live_below(&self, place: Place, view: Option<usize>, run: &mut Run) -> Result<(), Error> {
         run.clear();
-        self.buckets.below(place, bucket, run)?;
+        self.buckets.below(place, run)?;
         let (low, high) = bounds(place.heads());
         for deltas in self.sealed.iter().map(|sealed| &sealed.deltas).chain([&self.active]) {
             for (key, entry) in deltas.range(low..=high) {
@@ -292,8 +289,8 @@ impl Map {
         (place, view): (Place, Option<usize>),
         siblings: &mut Vec<[u8; 32]>,
     ) -> Result<Option<ProofLeaf>, Error> {
-        let (mut bucket, mut run) = (Bucket::default(), Run::new());
-        self.live_below(place, view, &mut bucket, &mut run)?;
+        let mut run = Run::new();
+        self.live_below(place, view, &mut run)?;
         let leaf = descend(&run, key, usize::from(place.depth), siblings);
         Ok(leaf.map(|(key_hash, entry)| ProofLeaf {
             key_hash,
@@ -314,9 +311,8 @@ impl Map {
         let Some(sealed) = self.sealed.as_mut().filter(|sealed| sealed.block <= durable_block) else {
             return Ok(false);
         };
-        let mut bucket = Bucket::default();
         for _ in 0..SLICE_BUCKETS {
-            self.buckets.write_first(&mut sealed.deltas, &mut bucket)?;
+            self.buckets.write_first(&mut sealed.deltas)?;
         }
         let done = sealed.deltas.is_empty();
         let low_water = if done { sealed.block } else { self.low_water };

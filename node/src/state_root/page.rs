@@ -79,6 +79,16 @@ pub(super) struct Header {
     pub(super) parts: u16,
 }
 
+/// The bytes of a page.
+pub(super) type PageBytes = [u8; PAGE_BYTES];
+
+impl Header {
+    /// First and last value that the first 64 bits of a key of this bucket can have.
+    pub(super) fn heads(&self) -> (u64, u64) {
+        (self.prefix, self.prefix | u64::MAX.checked_shr(u32::from(self.depth)).unwrap_or(0))
+    }
+}
+
 /// A page that passed its checksum.
 pub(super) struct Page<'a> {
     pub(super) header: Header,
@@ -101,13 +111,20 @@ fn checksum(number: u32, covered: &[u8]) -> u32 {
 
 impl<'a> Page<'a> {
     /// Reads page `number`; `None` when it is damaged, was never written, or belongs elsewhere.
-    pub(super) fn parse(number: u32, bytes: &'a [u8; PAGE_BYTES]) -> Option<Self> {
+    pub(super) fn parse(number: u32, bytes: &'a PageBytes) -> Option<Self> {
+        let page = Self::trusted(bytes)?;
+        let end = HEADER_BYTES + page.entries.len() * ENTRY_BYTES;
+        let intact = checksum(number, &bytes[4..end]) == page.crc && page.header.part < page.header.parts;
+        intact.then_some(page)
+    }
+
+    /// Reads a page that passed [`Page::parse`] before.
+    pub(super) fn trusted(bytes: &'a PageBytes) -> Option<Self> {
         let count = u16::from_le_bytes(field(bytes, 8));
         let end = HEADER_BYTES + usize::from(count) * ENTRY_BYTES;
         if u16::from_le_bytes(field(bytes, 4)) != FORMAT || end > PAGE_BYTES {
             return None;
         }
-        let crc = u32::from_le_bytes(field(bytes, 0));
         let header = Header {
             depth: bytes[6],
             prefix: u64::from_le_bytes(field(bytes, 24)),
@@ -116,10 +133,7 @@ impl<'a> Page<'a> {
             part: u16::from_le_bytes(field(bytes, 10)),
             parts: u16::from_le_bytes(field(bytes, 12)),
         };
-        if checksum(number, &bytes[4..end]) != crc || header.part >= header.parts {
-            return None;
-        }
-        Some(Self { header, crc, entries: bytes[HEADER_BYTES..end].as_chunks().0 })
+        Some(Self { header, crc: u32::from_le_bytes(field(bytes, 0)), entries: bytes[HEADER_BYTES..end].as_chunks().0 })
     }
 
     /// What this page adds to the digest of the set of live pages.
@@ -129,13 +143,15 @@ impl<'a> Page<'a> {
 
     /// The entry of a key.
     pub(super) fn find(&self, key: &KeyHash) -> Option<Entry> {
-        let at = self.entries.binary_search_by(|entry| entry[..32].cmp(&key.0)).ok()?;
+        let at = self.entries.binary_search_by(|entry| KeyHash(field(entry, 0)).cmp(key)).ok()?;
         Some(decode(&self.entries[at]).1)
     }
 
-    /// Appends all entries.
-    pub(super) fn read_into(&self, run: &mut Run) {
-        run.extend(self.entries.iter().map(decode));
+    /// Appends the entries from `low` to `high`.
+    pub(super) fn read_into(&self, (low, high): (KeyHash, KeyHash), run: &mut Run) {
+        let from = self.entries.partition_point(|entry| KeyHash(field(entry, 0)) < low);
+        let rest = self.entries[from..].iter().map(decode);
+        run.extend(rest.take_while(|(key, _)| *key <= high));
     }
 }
 
@@ -164,7 +180,7 @@ fn decode(bytes: &[u8; ENTRY_BYTES]) -> (KeyHash, Entry) {
 
 /// Writes page `number` into `bytes` and returns its contribution. `run` has at most [`PAGE_ENTRIES_MAX`] entries, and
 /// `header.count` of them.
-pub(super) fn encode(number: u32, header: &Header, run: &[(KeyHash, Entry)], bytes: &mut [u8; PAGE_BYTES]) -> u64 {
+pub(super) fn encode(number: u32, header: &Header, run: &[(KeyHash, Entry)], bytes: &mut PageBytes) -> u64 {
     bytes[4..6].copy_from_slice(&FORMAT.to_le_bytes());
     bytes[6..8].copy_from_slice(&[header.depth, 0]);
     bytes[8..10].copy_from_slice(&header.count.to_le_bytes());
@@ -206,7 +222,7 @@ const MARK_BYTES: usize = 36;
 
 impl Mark {
     /// Writes the mark into page `number`.
-    pub(super) fn encode(&self, number: u32, bytes: &mut [u8; PAGE_BYTES]) {
+    pub(super) fn encode(&self, number: u32, bytes: &mut PageBytes) {
         bytes.fill(0);
         bytes[4..6].copy_from_slice(&MARK_FORMAT.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.block.to_le_bytes());
@@ -218,7 +234,7 @@ impl Mark {
     }
 
     /// Reads a mark from page `number`; `None` when it is damaged or was never written.
-    pub(super) fn parse(number: u32, bytes: &[u8; PAGE_BYTES]) -> Option<Self> {
+    pub(super) fn parse(number: u32, bytes: &PageBytes) -> Option<Self> {
         let intact = u16::from_le_bytes(field(bytes, 4)) == MARK_FORMAT
             && u32::from_le_bytes(field(bytes, 0)) == checksum(number, &bytes[4..MARK_BYTES]);
         intact.then(|| Self {

@@ -22,8 +22,21 @@ const LIVE_TAG: u8 = 1;
 const ERASED_TAG: u8 = 2;
 
 /// SHA-256 of a key's bytes: where the key stands in the trie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyHash(pub [u8; 32]);
+
+/// Byte order; the first word decides nearly always, and comparing it is cheap.
+impl Ord for KeyHash {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.head().cmp(&other.head()).then_with(|| self.0.cmp(&other.0))
+    }
+}
+
+impl PartialOrd for KeyHash {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl KeyHash {
     /// The hash of a key.

@@ -35,7 +35,6 @@ enum Preimage {
 /// The model: blocks of changes, and the state after the last of them.
 struct Ledger {
     random: StdRng,
-    seed: u64,
     blocks: Vec<Vec<(KeyHash, Slot)>>,
     state: BTreeMap<KeyHash, Slot>,
     /// Length of the chain log: the next entry's index.
@@ -47,7 +46,7 @@ struct Ledger {
 impl Ledger {
     fn new(seed: u64, keys: u64) -> Self {
         let random = StdRng::seed_from_u64(seed);
-        Self { random, seed, blocks: Vec::new(), state: BTreeMap::new(), size: 1, keys }
+        Self { random, blocks: Vec::new(), state: BTreeMap::new(), size: 1, keys }
     }
 
     fn key(&self, number: u64) -> KeyHash {

@@ -153,6 +153,21 @@ impl Tree {
         }
     }
 
+    /// Touches the nodes between the root and some cells, so that the processor fetches them from memory side by side;
+    /// the hashing that follows would wait for one after the other.
+    pub(super) fn fetch(&self, cells: &[u32]) {
+        let mut sum = 0;
+        for (above, level) in
+            self.levels.iter().rev().enumerate().take_while(|(_, level)| level.kinds.len() > cells.len())
+        {
+            for &cell in cells {
+                let index = (cell >> above) as usize;
+                sum ^= level.hashes[index ^ 1][0] ^ level.kinds[index] as u8;
+            }
+        }
+        std::hint::black_box(sum);
+    }
+
     /// Adds a level below the cells, unknown for now.
     pub(super) fn grow(&mut self) {
         self.depth += 1;

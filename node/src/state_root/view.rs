@@ -4,6 +4,7 @@
 //! read through its own layer, then the newer ones, then the present.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use super::page::{Entry, Run, overlay};
 use super::proof::KeyHash;
@@ -26,10 +27,30 @@ pub(super) struct Frozen {
     pub(super) depth: u8,
 }
 
+/// Spreads places over a hash table. Each place gives another word, and an adversary who wants words that collide would
+/// have to grind keys for it; the tables are small and short-lived.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+    fn write_u8(&mut self, depth: u8) {
+        self.write_u32(u32::from(depth));
+    }
+    fn write_u32(&mut self, word: u32) {
+        self.0 = (self.0.rotate_left(32) ^ u64::from(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
 struct Layer {
     id: ViewId,
     frozen: Frozen,
-    nodes: HashMap<Place, Node>,
+    nodes: HashMap<Place, Node, BuildHasherDefault<Spread>>,
     entries: BTreeMap<KeyHash, Option<Entry>>,
 }
 
@@ -38,6 +59,8 @@ struct Layer {
 pub(super) struct Views {
     layers: VecDeque<Layer>,
     last: u64,
+    /// Nodes that the layer released last held: what the next one may come to.
+    nodes_expected: usize,
 }
 
 impl Views {
@@ -49,7 +72,8 @@ impl Views {
         }
         self.last += 1;
         let id = ViewId(self.last);
-        self.layers.push_back(Layer { id, frozen, nodes: HashMap::new(), entries: BTreeMap::new() });
+        let nodes = HashMap::with_capacity_and_hasher(self.nodes_expected, BuildHasherDefault::default());
+        self.layers.push_back(Layer { id, frozen, nodes, entries: BTreeMap::new() });
         Ok(id)
     }
 
@@ -57,6 +81,7 @@ impl Views {
     pub(super) fn release(&mut self, id: ViewId) {
         let Ok(at) = self.position(id) else { return };
         let Some(gone) = self.layers.remove(at) else { return };
+        self.nodes_expected = gone.nodes.len();
         if let Some(older) = at.checked_sub(1).and_then(|at| self.layers.get_mut(at)) {
             for (place, node) in gone.nodes {
                 older.nodes.entry(place).or_insert(node);

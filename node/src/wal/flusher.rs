@@ -207,10 +207,15 @@ impl Shared {
             _ => None,
         });
         let sizes: Vec<usize> = sizes.flatten().collect();
-        if !sizes.is_empty()
-            && let Err(error) = writer.reserve(sizes.into_iter())
-        {
-            self.refuse(&mut ops, &error);
+        if !sizes.is_empty() {
+            match writer.reserve(sizes.into_iter()) {
+                Ok(()) => {}
+                Err(error @ Error::NoRoom { .. }) => self.refuse(&mut ops, &error),
+                Err(error) => {
+                    self.fail(ops.into_iter().flat_map(|queued| queued.done).collect(), Some(error));
+                    return Vec::new();
+                }
+            }
         }
         let mut done = Vec::new();
         let mut ops = ops.into_iter();
@@ -308,7 +313,7 @@ fn write_op(writer: &mut Writer, op: Op) -> Result<(), Error> {
         Op::Truncate(index) => writer.push(&Record::Truncate(index)),
         Op::Base(id) => writer.push(&Record::Base(id)),
         Op::Entries { entries, .. } => {
-            entries.into_iter().try_for_each(|(id, payload)| writer.push(&Record::Entry { id, payload }))
+            entries.into_iter().try_for_each(|(id, payload)| writer.push(&Record::Entry { id, payload, moved: false }))
         }
         Op::Release { mark, seal } => writer.release(mark, seal),
     }

@@ -8,7 +8,8 @@
 //!  20  nonce u64                   12  checksum of the previous u32   4 committed  id
 //!  28  capacity u64                16  sequence number u64            5 purged     id, first segment needed u64
 //!  36  crc32 of the above          24  durable up to u64              6 base       id
-//!      zeros up to 4096            32  payload, zeros up to 512     id = term u64, node u64, index u64
+//!      zeros up to 4096            32  payload, zeros up to 512       7 moved      as entry
+//!                                                                   id = term u64, node u64, index u64
 //! ```
 //!
 //! The checksum of a frame covers nonce, segment number, the rest of its header and its payload. The nonce is drawn when
@@ -185,6 +186,8 @@ pub(super) enum Record {
     Entry {
         id: EntryId,
         payload: Bytes,
+        /// Written before, in a segment that is to go: may come after entries above it.
+        moved: bool,
     },
     /// Entries from this index on are gone.
     Truncate(u64),
@@ -218,8 +221,8 @@ impl Record {
                 out.extend_from_slice(&vote.node.to_le_bytes());
                 out.push(u8::from(vote.committed));
             }
-            Self::Entry { id, payload } => {
-                out.push(2);
+            Self::Entry { id, payload, moved } => {
+                out.push(if *moved { 7 } else { 2 });
                 out.extend_from_slice(&encode_id(id));
                 out.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
                 out.extend_from_slice(&entry_checksum(nonce, id, payload).to_le_bytes());
@@ -265,7 +268,7 @@ pub(super) fn records(payload: &[u8]) -> impl Iterator<Item = Result<(usize, Rec
 /// Reads an entry record back and checks it; `None`: it is not this entry with this checksum.
 pub(super) fn decode_entry(nonce: u64, bytes: &[u8], expected: &EntryId, checksum: u32) -> Option<Bytes> {
     match decode_record(&mut Cursor(bytes))? {
-        Record::Entry { id, payload } if id == *expected => {
+        Record::Entry { id, payload, .. } if id == *expected => {
             (entry_checksum(nonce, &id, &payload) == checksum).then_some(payload)
         }
         _ => None,
@@ -281,11 +284,11 @@ fn decode_record(at: &mut Cursor) -> Option<Record> {
                 _ => return None,
             }
         }
-        2 => {
+        kind @ (2 | 7) => {
             let id = at.id()?;
             let length = usize::try_from(at.u32()?).ok()?;
             at.u32()?;
-            Record::Entry { id, payload: Bytes::copy_from_slice(at.take(length)?) }
+            Record::Entry { id, payload: Bytes::copy_from_slice(at.take(length)?), moved: kind == 7 }
         }
         3 => Record::Truncate(at.u64()?),
         4 => Record::Committed(at.id()?),
@@ -343,7 +346,8 @@ mod tests {
             Record::Purged { mark: EntryId { term: 1, node: 7, index: 30 }, first_segment: 2 },
             Record::Base(EntryId { term: 1, node: 7, index: 40 }),
             Record::Truncate(41),
-            Record::Entry { id: ID, payload: Bytes::from_static(b"payload") },
+            Record::Entry { id: ID, payload: Bytes::from_static(b"payload"), moved: false },
+            Record::Entry { id: ID, payload: Bytes::from_static(b"payload"), moved: true },
         ]
     }
 
@@ -373,10 +377,11 @@ mod tests {
         assert_eq!(
             hex(&frame[..used]),
             concat!(
-                "535746319600000000b54b3defbeadde0900000000000000080000000000000001020000000000000007000000000000",
+                "53574631be000000a6991c3eefbeadde0900000000000000080000000000000001020000000000000007000000000000",
                 "00010401000000000000000700000000000000280000000000000005010000000000000007000000000000001e000000",
                 "000000000200000000000000060100000000000000070000000000000028000000000000000329000000000000000202",
-                "00000000000000070000000000000029000000000000000700000067fd31a57061796c6f6164"
+                "00000000000000070000000000000029000000000000000700000067fd31a57061796c6f616407020000000000000007",
+                "0000000000000029000000000000000700000067fd31a57061796c6f6164"
             )
         );
     }

@@ -104,10 +104,6 @@ impl Index {
         self.purged.map_or(0, |mark| mark.index.saturating_add(1))
     }
 
-    pub(super) fn slot(&self, index: u64) -> Option<&Slot> {
-        self.entries.get(&index)
-    }
-
     pub(super) fn cached_bytes(&self) -> usize {
         self.cached_bytes
     }

@@ -216,27 +216,26 @@ impl Replay {
             Record::Base(id) => self.marks.base = Some(id),
             Record::Truncate(index) => {
                 self.index.truncate(index);
-                self.marks.base = self.marks.base.filter(|base| base.index.saturating_add(1) < index);
+                // Below the base: what stood on it was cut when the log was opened.
+                self.marks.base = self.marks.base.filter(|base| base.index < index);
             }
             Record::Purged { mark, first_segment } => {
                 self.marks.purged = Some(mark);
                 self.marks.first_segment = self.marks.first_segment.max(first_segment);
                 self.marks.base = self.marks.base.filter(|base| base.index > mark.index);
             }
-            Record::Entry { id, payload } => return self.entry(at, id, &payload),
+            Record::Entry { id, payload, moved } => return self.entry(at, id, &payload, moved),
         }
         Ok(())
     }
 
-    fn entry(&mut self, at: u64, id: EntryId, payload: &[u8]) -> Result<(), Error> {
+    fn entry(&mut self, at: u64, id: EntryId, payload: &[u8], moved: bool) -> Result<(), Error> {
         let Some(active) = self.active.as_mut() else { return Ok(()) };
         active.holds(id.index);
         let header = active.header;
         let checksum = format::entry_checksum(header.nonce, &id, payload);
         let place = Place { file: active.file.clone(), segment: header.number, offset: at, checksum };
-        // An entry may come again, moved out of a segment that is to go.
-        let again = self.index.slot(id.index).is_some_and(|slot| slot.id == id);
-        if !again && self.index.newest().is_some_and(|newest| newest >= id.index) {
+        if !moved && self.index.newest().is_some_and(|newest| newest >= id.index) {
             return Err(self.damaged(header.number, at, &format!("entry {} is out of order", id.index)));
         }
         self.index.restore(Slot::written(id, payload.len(), place));
@@ -319,8 +318,8 @@ impl Replay {
             // The beginning of the segment was torn, and with it the copy of the marks.
             marks.records().try_for_each(|record| writer.push(&record))?;
         }
-        if let Some(base) = torn_base {
-            writer.push(&Record::Truncate(base.index.saturating_add(1)))?;
+        if torn_base.is_some() {
+            writer.push(&Record::Truncate(tail.map_or(0, |tail| tail + 1)))?;
         }
         match writer.spare(1) {
             // Votes can still be written where there is room in the active segment.

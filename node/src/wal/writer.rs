@@ -192,7 +192,7 @@ impl Writer {
             Record::Truncate(_) => {}
         }
         let offset = self.frame.push(record, self.nonce());
-        if let Record::Entry { id, payload } = record {
+        if let Record::Entry { id, payload, .. } = record {
             self.entries.push((*id, offset, format::entry_checksum(self.nonce(), id, payload)));
         }
         Ok(())
@@ -310,7 +310,7 @@ impl Writer {
             }
             for slot in moving {
                 let payload = slot.read(self.nonce())?;
-                self.push(&Record::Entry { id: slot.id, payload })?;
+                self.push(&Record::Entry { id: slot.id, payload, moved: true })?;
             }
         }
         let first_segment = through.map_or(self.marks.first_segment, |through| through + 1);

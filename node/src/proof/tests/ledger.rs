@@ -86,13 +86,16 @@ pub(super) struct Ledger {
     state: BTreeMap<String, MapValue>,
     /// Last put or delete of each key.
     last: BTreeMap<String, u64>,
-    /// Salt and value of each put, and who erased it.
-    values: BTreeMap<(u64, String), ([u8; 32], Vec<u8>, Option<u64>)>,
+    /// What each put wrote.
+    values: BTreeMap<(u64, String), Written>,
     height: u64,
     /// Entries since the last block entry.
     count: u64,
     last_block: Option<Hash>,
 }
+
+/// Salt, value, and the entry that erased it.
+type Written = ([u8; 32], Vec<u8>, Option<u64>);
 
 pub(super) enum Op {
     Put(&'static str, &'static [u8]),

@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 
+use super::forge::{
+    base64, crlf_note, edit_extra, edit_signature, extra, swap_fields, with_key, with_leaf, with_spare_bits,
+};
 use super::ledger::{Keys, Ledger, Op};
-use crate::canonical::{decode_base64, push_base64};
-use crate::note::{Note, assemble};
 use crate::proof::map::key_hash;
 use crate::proof::{Opening, Verifier};
 
@@ -436,71 +437,22 @@ const FILLERS: [&str; 7] = ["f/0", "f/1", "f/2", "f/3", "f/4", "f/5", "f/6"];
 const ABSENT_BY_NEIGHBOUR: &str = "no such key 0";
 const ABSENT_BY_EMPTY: &str = "no such key 1";
 
-fn base64(bytes: &[u8]) -> String {
-    let mut out = Vec::new();
-    push_base64(&mut out, bytes);
-    String::from_utf8(out).unwrap()
-}
-
-/// The JSON of the extra line.
-pub(super) fn extra(file: &str) -> String {
-    let line = file.lines().nth(1).unwrap().strip_prefix("extra ").unwrap();
-    String::from_utf8(decode_base64(line).unwrap()).unwrap()
-}
-
-fn edit_extra(file: &str, edit: impl FnOnce(&str) -> String) -> String {
-    let before = extra(file);
-    let after = edit(&before);
-    assert_ne!(before, after, "the edit changes nothing");
-    file.replace(&base64(before.as_bytes()), &base64(after.as_bytes()))
-}
-
-/// Renames the key that a map proof is about.
-fn with_key(extra: &str, from: &str, to: &str) -> String {
-    let named = extra.replacen(&format!("\"key\":\"{from}\""), &format!("\"key\":\"{to}\""), 1);
-    named.replacen(&base64(&key_hash(from)), &base64(&key_hash(to)), 1)
-}
-
-/// Replaces the leaf of the map proof; `alone`: without put and opening.
-fn with_leaf(extra: &str, leaf: &str, alone: bool) -> String {
-    let (from, to) = (extra.find("\"leaf\":").unwrap(), extra.find("},\"put\":").unwrap());
-    let rest = if alone { "},\"put\":null,\"opening\":null}" } else { &extra[to..] };
-    format!("{}\"leaf\":{leaf}{rest}", &extra[..from])
-}
-
-/// Edits the bytes, key id included, of a signature line of the checkpoint.
-fn edit_signature(file: &str, line: usize, edit: impl FnOnce(&mut Vec<u8>)) -> String {
-    let (head, note) = file.split_once("\n\n").unwrap();
-    let text = Note::parse(note).unwrap().text();
-    let mut lines: Vec<String> = note[text.len() + 1..].lines().map(|l| format!("{l}\n")).collect();
-    let (start, signature) = lines[line].trim_end().rsplit_once(' ').unwrap();
-    let mut bytes = decode_base64(signature).unwrap();
-    edit(&mut bytes);
-    lines[line] = format!("{start} {}\n", base64(&bytes));
-    format!("{head}\n\n{}", assemble(text, &lines))
-}
-
-fn crlf_note(file: &str) -> String {
-    let (head, note) = file.split_once("\n\n").unwrap();
-    format!("{head}\n\n{}", note.replacen('\n', "\r\n", 1))
-}
-
-/// Sets a bit of the extra line's base64 that carries nothing; the JSON gets the length that has such bits.
-fn with_spare_bits(file: &str) -> String {
-    let line = file.lines().nth(1).unwrap();
-    let body = line.trim_end_matches('=');
-    assert_ne!(body, line, "the vector needs an extra line with padding");
-    let last = body.chars().last().unwrap();
-    let next = char::from(u8::try_from(u32::from(last)).unwrap() + 1);
-    let changed = format!("{}{next}{}", &body[..body.len() - 1], &line[body.len()..]);
-    file.replace(line, &changed)
-}
-
-fn swap_fields(file: &str) -> String {
-    edit_extra(file, |e| {
-        let at = e.find(",\"openings\":").unwrap();
-        format!("{{{},{}}}", &e[at + 1..e.len() - 1], &e[1..at])
-    })
+/// A row of `index.json`.
+pub(super) fn row(
+    file: &str,
+    key: &str,
+    policy: Option<&str>,
+    expect: Option<&str>,
+    accept: bool,
+    why: &str,
+) -> String {
+    let text = |t: &str| serde_json::to_string(t).unwrap();
+    let maybe = |t: Option<&str>| t.map_or("null".to_owned(), text);
+    let (file, key, why) = (text(file), text(key), text(why));
+    let (policy, expect) = (maybe(policy), maybe(expect));
+    format!(
+        "{{\"file\":{file},\"key\":{key},\"policy\":{policy},\"expect_key\":{expect},\"accept\":{accept},\"why\":{why}}}"
+    )
 }
 
 fn directory() -> PathBuf {
@@ -513,17 +465,8 @@ fn files(all: &Vectors) -> Vec<(String, Vec<u8>)> {
         POLICIES.iter().map(|name| (format!("{name}.policy"), all.policy(name).into_bytes())).collect();
     let mut rows = Vec::new();
     for v in &all.vectors {
-        let text = |t: &str| serde_json::to_string(t).unwrap();
-        let maybe = |t: Option<String>| t.map_or("null".to_owned(), |t| text(&t));
-        rows.push(format!(
-            "{{\"file\":{},\"key\":{},\"policy\":{},\"expect_key\":{},\"accept\":{},\"why\":{}}}",
-            text(&format!("{}.tlog-proof", v.name)),
-            text(&v.key),
-            maybe(v.policy.map(|p| format!("{p}.policy"))),
-            maybe(v.expect_key.map(str::to_owned)),
-            v.outcome.is_ok(),
-            text(v.why),
-        ));
+        let (file, policy) = (format!("{}.tlog-proof", v.name), v.policy.map(|p| format!("{p}.policy")));
+        rows.push(row(&file, &v.key, policy.as_deref(), v.expect_key, v.outcome.is_ok(), v.why));
         files.push((format!("{}.tlog-proof", v.name), v.file.clone()));
     }
     files.push(("index.json".into(), format!("[\n{}\n]\n", rows.join(",\n")).into_bytes()));
