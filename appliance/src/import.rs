@@ -138,21 +138,25 @@ async fn transfer<R: BufRead + Send + 'static>(
     progress.header = rows.header().to_vec();
     let (sender, batches) = mpsc::channel(CUT_AHEAD);
     let mut cutter = Cutter::new(rows, import.skip_bad);
-    // A thread, because reading a pipe may block for ever; it ends with the process.
-    std::thread::spawn(move || {
+    // A thread, because reading a pipe may block for ever; after a failure it ends with the process.
+    let reader = std::thread::Builder::new().name("import-reader".into()).spawn(move || {
         while let Some(cut) = cutter.next().transpose() {
             let last = cut.is_err();
             if sender.blocking_send(cut).is_err() || last {
                 return;
             }
         }
-    });
+    })?;
     let identity = progress.state.identity.clone();
     let send = |offset, body| write(client.clone(), state::idempotency_key(&identity, offset), body);
     let ended = pipeline::run(batches, usize::from(import.parallel), send, |acked| progress.record(acked)).await;
     progress.meter.finish();
     progress.save()?;
     ended.map_err(|f| import.explain(f, &progress.state))?;
+    // A reader that panicked looks like the end of the file to everybody else.
+    reader.join().map_err(|_| {
+        anyhow::anyhow!("reading {} failed; nothing after the rows done is imported", import.file.display())
+    })?;
     progress.summary(format)?;
     progress.done()
 }
@@ -211,7 +215,7 @@ impl Import {
             bail!(Usage("--skip-bad with standard input needs --rejected FILE".into()));
         }
         if !self.quiet {
-            eprintln!("importing from standard input: cannot be resumed if it is interrupted");
+            output::note("importing from standard input: cannot be resumed if it is interrupted");
         }
         let nonce = nonce();
         let identity = state::identity(io::empty(), 0, shape, origin, &nonce)?;
@@ -242,7 +246,8 @@ impl Import {
             ),
         };
         if !self.quiet && state.rows > 0 {
-            eprintln!("{}: going on after {} rows, at line {}", self.file.display(), state.rows, state.place.line);
+            let (name, rows, line) = (self.file.display(), state.rows, state.place.line);
+            output::note(&format!("{name}: going on after {rows} rows, at line {line}"));
         }
         Progress::new(self, state, Some(path), Some(size))
     }
@@ -294,7 +299,8 @@ impl Progress {
             Some(earlier) => bail!("the bad rows of this import are in {earlier}: pass it with --rejected, unaltered"),
         }
         state.rejected_file = Some(name);
-        let meter = Meter::new(&import.file.display().to_string(), size, state.rows, import.quiet);
+        let meter =
+            Meter::new(&import.file.display().to_string(), size, (state.place.offset, state.rows), import.quiet);
         let saved = Instant::now();
         Ok(Self { state, path, rejected_path, rejected: None, header: Vec::new(), saved, meter })
     }

@@ -84,6 +84,11 @@ pub(crate) fn bytes(bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
+/// Tells something beside the result, on standard error; nobody listening there is no reason to fail.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Prints one JSON value on one line.
 ///
 /// # Errors

@@ -91,7 +91,7 @@ pub(super) struct History {
     #[arg(value_parser = client_key)]
     key: Key,
     /// Most revisions to list [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }
 
@@ -103,7 +103,7 @@ pub(super) struct Keys {
     #[arg(default_value = "")]
     prefix: String,
     /// Most keys to list [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }
 

@@ -104,7 +104,7 @@ impl Feed {
             if away_too_long || !error.is_passing() {
                 return Err(error.into());
             }
-            eprintln!("samovar: {error}; connecting again");
+            output::note(&format!("samovar: {error}; connecting again"));
             rt::sleep(RECONNECT_PAUSE).await;
             self.cursor.reconnect();
         }
