@@ -34,6 +34,9 @@ mod transactions;
 
 pub(crate) use routes::ROUTES;
 
+/// Whether JSON may be a value in the body of `POST /v1/transactions`; for what is to be sent there.
+pub(crate) use transactions::check_within as check_json_within;
+
 use idempotency::Running;
 use problem::Problem;
 use query::Values;

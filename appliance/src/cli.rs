@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::client;
 use crate::export::Export;
 use crate::import::Import;
-use crate::output::Format;
+use crate::output::{self, Format};
 
 mod api_key;
 mod keys;
@@ -98,7 +98,6 @@ enum Command {
     Erase(keys::Erase),
     /// Print changes as they happen, one JSON value a line
     Watch(watch::Watch),
-    /// Import rows of a CSV or JSON-lines file, each exactly once
     Import(Import),
     /// Print the receipt of a transaction
     Receipt(proofs::Receipt),
@@ -109,7 +108,6 @@ enum Command {
     /// Make, list and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::ApiKey),
-    /// Write the whole chain log as static files that other verifiers read
     Export(Export),
     /// Print a completion script for a shell
     Completions {
@@ -150,8 +148,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Config(ConfigCommand::Check { file }) => {
             crate::config::Config::load(Some(&file), None)?;
             match format {
-                Format::Text => Ok(crate::output::text(&format!("{}: good\n", file.display()))?),
-                Format::Json => Ok(crate::output::json(&json!({ "file": file, "good": true }))?),
+                Format::Text => Ok(output::text(&format!("{}: good\n", file.display()))?),
+                Format::Json => Ok(output::json(&json!({ "file": file, "good": true }))?),
             }
         }
         Command::Verify(verify) => proofs::verify(&verify, format),
@@ -170,14 +168,14 @@ fn init(
 ) -> anyhow::Result<()> {
     let made = crate::serve::init(&data, name.as_deref(), listen)?;
     Ok(match format {
-        Format::Text => crate::output::text(&format!(
+        Format::Text => output::text(&format!(
             "ca     {}\ntoken  {}\nvkey   {}\nnext   samovar serve --data {}\n",
             made.ca.display(),
             made.token.display(),
             made.vkey.display(),
             data.display()
         ))?,
-        Format::Json => crate::output::json(&json!({ "ca": made.ca, "token": made.token, "vkey": made.vkey }))?,
+        Format::Json => output::json(&json!({ "ca": made.ca, "token": made.token, "vkey": made.vkey }))?,
     })
 }
 
@@ -219,13 +217,13 @@ pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match format {
-        Format::Text => eprintln!("samovar: {error:#}"),
+        Format::Text => output::note(&format!("samovar: {error:#}")),
         Format::Json => {
             let problem = client_error(error).and_then(|e| match e {
                 client::Error::Refused(problem) => Some(problem.document.clone()),
                 _ => None,
             });
-            eprintln!("{}", json!({ "error": format!("{error:#}"), "exit_code": code, "problem": problem }));
+            output::note(&json!({ "error": format!("{error:#}"), "exit_code": code, "problem": problem }).to_string());
         }
     }
     ExitCode::from(code)

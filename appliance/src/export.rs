@@ -34,7 +34,11 @@ const BUNDLE_BYTES_MAX: usize = TILE_WIDTH as usize * (ENTRY_BYTES_MAX + 2);
 /// Name of the checkpoint in the directory and in the API.
 const CHECKPOINT: &str = "checkpoint";
 
-/// Writes the chain log as static files
+/// Write the whole chain log as static files that other verifiers read
+///
+/// The directory is what C2SP tlog-tiles calls a log: checkpoint, tile/…, tile/entries/…; any file server can serve it.
+/// Every entry and tile is checked against the signed checkpoint before that is written, last. Interrupted or repeated,
+/// the command fetches only what is missing. Needs the right to read the whole log (roles admin and auditor).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Export {
     #[command(flatten)]

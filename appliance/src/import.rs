@@ -47,7 +47,20 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer to a transaction of 128 keys, in bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
-/// Imports rows of a CSV or JSON-lines file
+/// Import rows of a CSV or JSON-lines file, each exactly once
+///
+/// Each row becomes the JSON value of one key: --prefix, then what stands in the --key fields. A CSV row becomes an
+/// object of its columns; a JSON line stays as it is, byte for byte. Rows go in transactions of at most 128 rows and
+/// about 1 MiB; of rows with the same key the later one wins, and the earlier ones are its history.
+///
+/// Killed at any instant, the same command goes on where it was, no row twice and none lost: FILE.samovar-import holds
+/// how far everything is acknowledged, and what was sent beyond it (at most 256 transactions) is sent again under the
+/// same Idempotency-Key. The ledger remembers those for 24 hours or a million writes, whichever ends first: resume
+/// within that time. The same bound holds for importing the same file a second time, which writes nothing anew unless
+/// --again says so. The file must stay as it is meanwhile; its first MiB and its size are checked.
+///
+/// A bad row (malformed, no key, too large, not UTF-8) stops the import with file and line, or with --skip-bad goes to
+/// FILE.rejected, which can be mended and imported.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Import {
     #[command(flatten)]
@@ -98,7 +111,7 @@ pub(crate) async fn run(import: &Import, format: Format) -> anyhow::Result<()> {
     // Tells rows that an earlier import wrote; a principal that may not know sees them counted as its own.
     let size_before = crate::cli::log_size(&client).await.unwrap_or(0);
     let name = import.file.display().to_string();
-    if import.from_stdin() {
+    if import.is_stdin() {
         let progress = import.begin_stdin(&shape, &origin, size_before)?;
         let input = BufReader::with_capacity(READ_BYTES, io::stdin());
         let rows = Rows::new(input, shape).context("standard input")?;
@@ -125,21 +138,25 @@ async fn transfer<R: BufRead + Send + 'static>(
     progress.header = rows.header().to_vec();
     let (sender, batches) = mpsc::channel(CUT_AHEAD);
     let mut cutter = Cutter::new(rows, import.skip_bad);
-    // A thread, because reading a pipe may block for ever; it ends with the process.
-    std::thread::spawn(move || {
+    // A thread, because reading a pipe may block for ever; after a failure it ends with the process.
+    let reader = std::thread::Builder::new().name("import-reader".into()).spawn(move || {
         while let Some(cut) = cutter.next().transpose() {
             let last = cut.is_err();
             if sender.blocking_send(cut).is_err() || last {
                 return;
             }
         }
-    });
+    })?;
     let identity = progress.state.identity.clone();
     let send = |offset, body| write(client.clone(), state::idempotency_key(&identity, offset), body);
     let ended = pipeline::run(batches, usize::from(import.parallel), send, |acked| progress.record(acked)).await;
     progress.meter.finish();
     progress.save()?;
     ended.map_err(|f| import.explain(f, &progress.state))?;
+    // A reader that panicked looks like the end of the file to everybody else.
+    reader.join().map_err(|_| {
+        anyhow::anyhow!("reading {} failed; nothing after the rows done is imported", import.file.display())
+    })?;
     progress.summary(format)?;
     progress.done()
 }
@@ -156,7 +173,7 @@ async fn write(client: Client, key: String, body: Bytes) -> Result<u64, client::
 }
 
 impl Import {
-    fn from_stdin(&self) -> bool {
+    fn is_stdin(&self) -> bool {
         self.file.as_os_str() == "-"
     }
 
@@ -198,7 +215,7 @@ impl Import {
             bail!(Usage("--skip-bad with standard input needs --rejected FILE".into()));
         }
         if !self.quiet {
-            eprintln!("importing from standard input: cannot be resumed if it is interrupted");
+            output::note("importing from standard input: cannot be resumed if it is interrupted");
         }
         let nonce = nonce();
         let identity = state::identity(io::empty(), 0, shape, origin, &nonce)?;
@@ -229,7 +246,8 @@ impl Import {
             ),
         };
         if !self.quiet && state.rows > 0 {
-            eprintln!("{}: going on after {} rows, at line {}", self.file.display(), state.rows, state.place.line);
+            let (name, rows, line) = (self.file.display(), state.rows, state.place.line);
+            output::note(&format!("{name}: going on after {rows} rows, at line {line}"));
         }
         Progress::new(self, state, Some(path), Some(size))
     }
@@ -238,7 +256,7 @@ impl Import {
     fn explain<E: Into<anyhow::Error>>(&self, failure: Failure<E>, state: &State) -> anyhow::Error {
         let name = self.file.display();
         let done = format!("{} rows before are imported", state.rows);
-        let resume = if self.from_stdin() { "" } else { "; the same command goes on from there" };
+        let resume = if self.is_stdin() { "" } else { "; the same command goes on from there" };
         match failure {
             Failure::Cut(CutError::BadRow { line, reason }) => anyhow::anyhow!(
                 "{name}:{line}: {reason}; {done}. To go on with the others: the same command with --skip-bad, which \
@@ -281,7 +299,8 @@ impl Progress {
             Some(earlier) => bail!("the bad rows of this import are in {earlier}: pass it with --rejected, unaltered"),
         }
         state.rejected_file = Some(name);
-        let meter = Meter::new(&import.file.display().to_string(), size, state.rows, import.quiet);
+        let meter =
+            Meter::new(&import.file.display().to_string(), size, (state.place.offset, state.rows), import.quiet);
         let saved = Instant::now();
         Ok(Self { state, path, rejected_path, rejected: None, header: Vec::new(), saved, meter })
     }

@@ -33,6 +33,11 @@ impl Table {
         self.rows.push(cells.into_iter().map(|c| if c.is_empty() { "-".into() } else { printable(&c) }).collect());
     }
 
+    /// The rows without the header, to go on after an earlier table.
+    pub(crate) fn render_rows(&self) -> String {
+        self.render().split_once('\n').map(|(_, rows)| rows.to_owned()).unwrap_or_default()
+    }
+
     /// The table as text, one line a row, no trailing spaces.
     pub(crate) fn render(&self) -> String {
         let mut widths: Vec<usize> = self.header.iter().map(|h| h.chars().count()).collect();
@@ -77,6 +82,11 @@ pub(crate) fn bytes(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;
     out.flush()
+}
+
+/// Tells something beside the result, on standard error; nobody listening there is no reason to fail.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Prints one JSON value on one line.

@@ -18,6 +18,8 @@ use crate::auth::Right;
 
 mod strict;
 
+pub(crate) use strict::check_within;
+
 /// Largest body, in bytes: the values of a full transaction in base64, and names.
 pub(crate) const BODY_BYTES_MAX: usize = 2 << 20;
 /// Media type of a value that was given as JSON.

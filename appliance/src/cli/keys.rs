@@ -91,7 +91,7 @@ pub(super) struct History {
     #[arg(value_parser = client_key)]
     key: Key,
     /// Most revisions to list [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }
 
@@ -103,7 +103,7 @@ pub(super) struct Keys {
     #[arg(default_value = "")]
     prefix: String,
     /// Most keys to list [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }
 
@@ -274,7 +274,7 @@ pub(super) async fn history(history: &History, format: Format) -> anyhow::Result
         let rows = page.get("versions").and_then(Value::as_array).context("the node's answer lists no versions")?;
         match format {
             Format::Json => rows.iter().try_for_each(output::json)?,
-            Format::Text => output::text(&version_table(rows).render())?,
+            Format::Text => print_page(&version_table(rows), before.is_none())?,
         }
         left = left.saturating_sub(rows.len() as u64);
         before = next_page(&page);
@@ -316,7 +316,7 @@ pub(super) async fn keys(keys: &Keys, format: Format) -> anyhow::Result<()> {
         let rows = page.get("keys").and_then(Value::as_array).context("the node's answer lists no keys")?;
         match format {
             Format::Json => rows.iter().try_for_each(output::json)?,
-            Format::Text => output::text(&key_table(rows).render())?,
+            Format::Text => print_page(&key_table(rows), after.is_none())?,
         }
         left = left.saturating_sub(rows.len() as u64);
         after = next_page(&page);
@@ -332,6 +332,11 @@ fn key_table(rows: &[Value]) -> Table {
         table.row(["key", "revision", "size", "type"].map(|name| figure(row, name)).into());
     }
     table
+}
+
+/// Prints one page of a list; only the first has the header.
+fn print_page(table: &Table, first: bool) -> io::Result<()> {
+    output::text(&if first { table.render() } else { table.render_rows() })
 }
 
 /// The cursor of a page, as text for the next request.

@@ -214,3 +214,6 @@ fn latest_document(latest: &Latest) -> Json {
     }
     document
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,6 +71,7 @@ fn wrong_command_lines_are_usage_errors() {
         ("import f.csv --key a --rejected r", "--skip-bad"),
         ("import f.csv --key a --parallel 33", "33"),
         ("dev --nodes 0", "0"),
+        ("history k --limit 0", "0"),
         ("init", "--data"),
         ("init --data d --listen localhost", "localhost"),
         ("api-key create --name n --role king --save f", "king"),

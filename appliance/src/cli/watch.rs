@@ -1,5 +1,6 @@
 //! `samovar watch`: the change feed, one JSON value a line, none missed and none twice across lost connections.
 
+use std::io;
 use std::time::Duration;
 
 use samovar_node::rt;
@@ -77,19 +78,7 @@ pub(super) async fn run(watch: &Watch) -> anyhow::Result<()> {
         None => super::status::height(&client).await?,
     };
     let mut feed = Feed { client, prefix: watch.prefix.clone(), after, cursor: Cursor::default(), heard: None };
-    loop {
-        let error = match feed.follow().await {
-            Ok(()) => feed.closed(),
-            Err(e) => e.downcast::<Error>()?,
-        };
-        let away_too_long = feed.heard.is_none_or(|heard| heard.elapsed() > AWAY_MAX);
-        if away_too_long || !error.is_passing() {
-            return Err(error.into());
-        }
-        eprintln!("samovar: {error}; connecting again");
-        rt::sleep(RECONNECT_PAUSE).await;
-        feed.cursor.reconnect();
-    }
+    feed.run(|line| output::text(line)).await
 }
 
 /// The change feed over all its connections.
@@ -104,8 +93,25 @@ struct Feed {
 }
 
 impl Feed {
+    /// Follows the feed until the node refuses it or is away for too long.
+    async fn run(&mut self, mut print: impl FnMut(&str) -> io::Result<()>) -> anyhow::Result<()> {
+        loop {
+            let error = match self.follow(&mut print).await {
+                Ok(()) => self.closed(),
+                Err(e) => e.downcast::<Error>()?,
+            };
+            let away_too_long = self.heard.is_none_or(|heard| heard.elapsed() > AWAY_MAX);
+            if away_too_long || !error.is_passing() {
+                return Err(error.into());
+            }
+            output::note(&format!("samovar: {error}; connecting again"));
+            rt::sleep(RECONNECT_PAUSE).await;
+            self.cursor.reconnect();
+        }
+    }
+
     /// Prints events of one connection until it ends.
-    async fn follow(&mut self) -> anyhow::Result<()> {
+    async fn follow(&mut self, print: &mut impl FnMut(&str) -> io::Result<()>) -> anyhow::Result<()> {
         let mut stream = self.client.stream(self.request()?).await?;
         self.heard = Some(Instant::now());
         let mut parser = Parser::default();
@@ -117,7 +123,7 @@ impl Feed {
                 let id = event.id.parse();
                 let id: u64 = id.map_err(|_| Error::Protocol(format!("the feed has an event id {:?}", event.id)))?;
                 if self.cursor.admits(id) {
-                    output::text(&line(id, &event))?;
+                    print(&line(id, &event))?;
                 }
             }
         }
@@ -152,6 +158,7 @@ fn line(id: u64, event: &Event) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::fake::Reply;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
     #[test]
@@ -182,6 +189,53 @@ mod tests {
             }
             assert_eq!(printed, feed, "seed {seed}, round {round}: every event once and in order");
         }
+    }
+
+    #[tokio::test]
+    async fn feed_goes_on_after_a_lost_connection() {
+        let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let seen = asked.clone();
+        let fake = crate::client::fake::start(move |request| {
+            let mut seen = seen.lock().expect("lock");
+            let header = request.headers().get("last-event-id").map(|v| v.to_str().expect("text").to_owned());
+            seen.push((request.uri().to_string(), header));
+            let connection = seen.len();
+            async move {
+                let pieces = match connection {
+                    1 => vec![":\n\nid: 5\ndata: {\"n\":1}\n\nid: 7\ndata: {\"n\":2}", "\n\nid: 7\ndata: {\"n\":3"],
+                    2 => vec!["id: 7\ndata: {\"n\":2}\n\nid: 7\ndata: {\"n\":3}\n\n", "id: 9\ndata: {\"n\":4}\n\n"],
+                    _ => return Reply::new(403, "{}"),
+                };
+                Reply { pieces: pieces.into_iter().map(|p| p.as_bytes().to_vec()).collect(), ..Reply::new(200, "") }
+            }
+        })
+        .await;
+        let client = Client::open(&fake.target).expect("target");
+        let mut feed = Feed { client, prefix: "a b".into(), after: 3, cursor: Cursor::default(), heard: None };
+        let mut printed = String::new();
+        let ended = feed
+            .run(|line| {
+                printed.push_str(line);
+                Ok(())
+            })
+            .await
+            .expect_err("refused in the end");
+        assert!(ended.to_string().contains("403"), "what can not pass ends it: {ended}");
+        assert_eq!(printed, "{\"n\":1}\n{\"n\":2}\n{\"n\":3}\n{\"n\":4}\n", "each event once");
+        let path = "/v1/watch?prefix=a%20b".to_owned();
+        let expected =
+            [(path.clone() + "&after=3", None), (path.clone(), Some("6".to_owned())), (path, Some("8".to_owned()))];
+        assert_eq!(*asked.lock().expect("lock"), expected, "resumed from before the newest id");
+    }
+
+    #[tokio::test]
+    async fn node_that_was_never_there_ends_it_at_once() {
+        let fake = crate::client::fake::start(|_| async { Reply::new(200, "") }).await;
+        let target = Target { url: Some("https://127.0.0.1:1".into()), ..fake.target.clone() };
+        let client = Client::open(&target).expect("target");
+        let mut feed = Feed { client, prefix: String::new(), after: 0, cursor: Cursor::default(), heard: None };
+        let ended = feed.run(|_| Ok(())).await.expect_err("nobody listens");
+        assert_eq!(crate::cli::exit_code(&ended), 3, "{ended:#}");
     }
 
     #[test]

@@ -31,8 +31,8 @@ pub(crate) struct Target {
     /// File with the API key
     #[arg(long, value_name = "FILE", env = "SAMOVAR_TOKEN_FILE", hide_env_values = true)]
     pub(crate) token_file: Option<PathBuf>,
-    /// Data directory of a node on this machine: gives URL, certificate and API key where they are not given
-    /// [default: /var/lib/samovar, if there is a node]
+    /// Data directory of a node on this machine: gives URL and certificate where they are not given, and the API key
+    /// together with the certificate [default: /var/lib/samovar, if there is a node]
     #[arg(long, value_name = "DIR", env = "SAMOVAR_DATA", hide_env_values = true)]
     pub(crate) data: Option<PathBuf>,
 }
@@ -74,7 +74,10 @@ impl Target {
         })?;
         let token = match (&self.token_file, &data) {
             (Some(file), _) => Some(read_token(file)?),
-            (None, Some(dir)) if dir.join("admin.token").exists() => Some(read_token(&dir.join("admin.token"))?),
+            // Only to nodes of that directory's own authority: a key must not go to another ledger by mistake.
+            (None, Some(dir)) if self.ca.is_none() && dir.join("admin.token").exists() => {
+                Some(read_token(&dir.join("admin.token"))?)
+            }
             _ => None,
         };
         let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
@@ -202,6 +205,26 @@ mod tests {
         let target = Target { url: Some("https://localhost".into()), ca: Some(ca), ..Target::default() };
         let said = target.resolve().err().expect("not a certificate").to_string();
         assert!(said.contains("ca.pem: holds no certificate"), "names the file, said: {said}");
+    }
+
+    #[test]
+    fn local_key_goes_to_its_own_ledger_only() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let key = rcgen::KeyPair::generate().expect("key");
+        let ca =
+            rcgen::CertificateParams::new(Vec::new()).and_then(|p| p.self_signed(&key)).expect("certificate").pem();
+        for (name, content) in
+            [("url", "https://[::1]:9443\n"), ("ca.pem", &ca), ("admin.token", "t\n"), ("o.pem", &ca)]
+        {
+            let file = fs::File::create(dir.path().join(name));
+            file.and_then(|mut f| std::io::Write::write_all(&mut f, content.as_bytes())).expect("write");
+        }
+        let local = Target { data: Some(dir.path().to_owned()), ..Target::default() };
+        let resolved = local.resolve().unwrap_or_else(|e| panic!("a data directory says everything: {e}"));
+        assert_eq!((resolved.url.as_str(), resolved.bearer.is_some()), ("https://[::1]:9443", true));
+        let other = Target { ca: Some(dir.path().join("o.pem")), url: Some("https://other".into()), ..local };
+        let resolved = other.resolve().unwrap_or_else(|e| panic!("{e}"));
+        assert!(resolved.bearer.is_none(), "under another authority the local key is not sent");
     }
 
     #[test]

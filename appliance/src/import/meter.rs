@@ -6,6 +6,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
+use crate::output;
+
 /// Time between two lines where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Most bad rows that are shown, of the whole import; all of them are in the file of bad rows.
@@ -25,10 +27,10 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// A display for a file of `size` bytes (`None`: a pipe), of which `rows` rows were done before.
-    pub(crate) fn new(name: &str, size: Option<u64>, rows: u64, quiet: bool) -> Self {
+    /// A display for a file of `size` bytes (`None`: a pipe), of which `rows` rows, all before `offset`, were done before.
+    pub(crate) fn new(name: &str, size: Option<u64>, (offset, rows): (u64, u64), quiet: bool) -> Self {
         let now = Instant::now();
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| bar(name, size));
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| bar(name, size, offset));
         Self {
             bar,
             name: name.to_owned(),
@@ -53,7 +55,7 @@ impl Meter {
             self.next_line = Instant::now() + LINE_EVERY;
             let percent =
                 self.size.filter(|s| *s > 0).map(|s| format!(", {} %", u128::from(offset) * 100 / u128::from(s)));
-            eprintln!("{}: {rows} rows, {rate} rows/s{}", self.name, percent.unwrap_or_default());
+            output::note(&format!("{}: {rows} rows, {rate} rows/s{}", self.name, percent.unwrap_or_default()));
         }
     }
 
@@ -64,10 +66,10 @@ impl Meter {
             return;
         }
         let more = if self.reasons == REASONS_MAX { " (further bad rows are not shown)" } else { "" };
-        let text = format!("{}:{line}: skipped: {}{more}", self.name, crate::output::printable(reason));
+        let text = format!("{}:{line}: skipped: {}{more}", self.name, output::printable(reason));
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| output::note(&text)),
+            None => output::note(&text),
         }
     }
 
@@ -90,11 +92,14 @@ impl Meter {
     }
 }
 
-fn bar(name: &str, size: Option<u64>) -> ProgressBar {
+fn bar(name: &str, size: Option<u64>, offset: u64) -> ProgressBar {
     let (bar, template) = match size {
         Some(size) => (ProgressBar::new(size), "{prefix} {wide_bar} {percent}% {msg}, {eta} left"),
         None => (ProgressBar::new_spinner(), "{prefix} {spinner} {bytes} {msg}"),
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.with_style(style).with_prefix(name.to_owned())
+    let bar = bar.with_style(style).with_prefix(name.to_owned()).with_position(offset);
+    // What an earlier run did says nothing of this one's speed.
+    bar.reset_eta();
+    bar
 }

@@ -42,8 +42,6 @@ pub(crate) struct Shape {
 /// A row of the file.
 #[derive(Debug)]
 pub(crate) struct Row {
-    /// Offset of the byte after it.
-    pub(crate) end: u64,
     /// Number of its first line, from 1.
     pub(crate) line: u64,
     /// Key and value, or what is wrong with it.
@@ -154,7 +152,7 @@ impl<R: BufRead> Rows<R> {
             Ok((key, value))
         });
         let content = content.map_err(|reason| Bad { reason, raw });
-        Ok(Some(Row { end: self.place.offset, line, content }))
+        Ok(Some(Row { line, content }))
     }
 
     /// Reads the bytes of one row with its line end; returns the number of its first line.

@@ -11,8 +11,13 @@ pub(super) const DEPTH_MAX: usize = 64;
 
 /// Refuses JSON that repeats a field, is nested too deep, or has a number beyond what a double or a 64-bit integer holds.
 pub(super) fn check(json: &[u8]) -> Result<(), serde_json::Error> {
+    check_within(json, 0)
+}
+
+/// The same for a value that is to stand `depth` levels deep in a body.
+pub(crate) fn check_within(json: &[u8], depth: usize) -> Result<(), serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    Any { depth: 0 }.deserialize(&mut deserializer)?;
+    Any { depth }.deserialize(&mut deserializer)?;
     deserializer.end()
 }
 

@@ -87,12 +87,11 @@ impl Columns {
     }
 }
 
-/// Whether the text is a JSON number or boolean as it stands; `007`, `+1` and `NaN` are not.
+/// Whether the text is a JSON number or boolean as it stands, within a double; `007`, `+1`, `1e999` and `NaN` are not.
 fn is_json_scalar(text: &str) -> bool {
     let starts = text.bytes().next().is_some_and(|b| b == b'-' || b.is_ascii_digit());
     let ends = text.bytes().last().is_some_and(|b| b.is_ascii_digit());
-    matches!(text, "true" | "false")
-        || (starts && ends && serde_json::from_str::<&serde_json::value::RawValue>(text).is_ok())
+    matches!(text, "true" | "false") || (starts && ends && serde_json::from_str::<serde_json::Number>(text).is_ok())
 }
 
 /// The fields of one row, unquoted, in one buffer.

@@ -6,6 +6,10 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{Shape, push_key_part};
+use crate::api::check_json_within;
+
+/// Levels around a value in a transaction: body, operations, operation, put.
+const DEPTH_IN_BODY: usize = 4;
 
 /// Key and JSON object of a row.
 pub(super) fn row(raw: &[u8], shape: &Shape) -> Result<(String, Vec<u8>), String> {
@@ -14,9 +18,9 @@ pub(super) fn row(raw: &[u8], shape: &Shape) -> Result<(String, Vec<u8>), String
     if text.starts_with('[') {
         return Err("an array, not an object; for a file that is one array: jq -c '.[]' FILE > FILE.jsonl".into());
     }
+    check_json_within(text.as_bytes(), DEPTH_IN_BODY).map_err(|e| malformed(&e))?;
     let mut reader = serde_json::Deserializer::from_str(text);
-    let found = KeyFields(&shape.key_fields).deserialize(&mut reader);
-    let found = found.and_then(|f| reader.end().map(|()| f)).map_err(|e| malformed(&e))?;
+    let found = KeyFields(&shape.key_fields).deserialize(&mut reader).map_err(|e| malformed(&e))?;
     let mut key = shape.prefix.clone();
     for (n, (field, value)) in shape.key_fields.iter().zip(found).enumerate() {
         let value = value.ok_or_else(|| format!("there is no key field {field:?}"))?;
@@ -42,7 +46,7 @@ fn scalar<'a>(field: &str, value: &'a RawValue) -> Result<Cow<'a, str>, String> 
     }
 }
 
-/// Picks the values of some members of an object, in the order asked; refuses a key field that occurs twice.
+/// Picks the values of some members of an object, in the order asked.
 struct KeyFields<'f>(&'f [String]);
 
 impl<'de> DeserializeSeed<'de> for KeyFields<'_> {
@@ -64,9 +68,6 @@ impl<'de> Visitor<'de> for KeyFields<'_> {
         let mut found = vec![None; self.0.len()];
         while let Some(name) = map.next_key::<Cow<'de, str>>()? {
             match self.0.iter().position(|f| *f == name) {
-                Some(i) if found[i].is_some() => {
-                    return Err(serde::de::Error::custom(format_args!("field {name:?} occurs twice")));
-                }
                 Some(i) => found[i] = Some(map.next_value()?),
                 None => drop(map.next_value::<IgnoredAny>()?),
             }
