@@ -192,6 +192,12 @@ impl SledRows {
         }));
         let (db, trees) = match opened {
             Ok(Ok(opened)) => opened,
+            Ok(Err(sled::Error::Io(error))) if error.to_string().contains("acquire lock") => {
+                let directory = directory.display();
+                return Err(Error::Unavailable(format!(
+                    "{directory} is in use by another process: stop that one first"
+                )));
+            }
             Ok(Err(error)) => return Err(damaged(directory, &error.to_string())),
             Err(panic) => return Err(damaged(directory, &panic_text(&panic))),
         };
