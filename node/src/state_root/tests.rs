@@ -53,11 +53,11 @@ impl Ledger {
 
     fn key(&self, number: u64) -> KeyHash {
         let mut key = KeyHash::of(format!("key {number}").as_bytes());
-        if number % 8 == 0 {
+        if number.is_multiple_of(8) {
             // Some keys share a long prefix, as an adversary would have it.
             key.0[..5].copy_from_slice(&[0xa5; 5]);
         }
-        if number % 64 == 0 {
+        if number.is_multiple_of(64) {
             key.0 = [0x5a; 32];
             key.0[24..].copy_from_slice(&number.to_be_bytes());
         }
