@@ -103,6 +103,10 @@ fn a_power_cut_loses_nothing_synced() {
                 }
             }
             let flushed = map.low_water().unwrap();
+            if ledger.random.gen_bool(0.5) {
+                let durable = ledger.height();
+                promised = promised.max(sync_on_failing_disk(&map, &disk, &mut ledger, durable));
+            }
             drop(map);
             let kept = *[0.0, 0.3, 0.9, 1.0].choose(&mut ledger.random).unwrap();
             disk.cut_power(Path::new(PATH), &mut ledger.random, kept);
