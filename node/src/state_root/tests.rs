@@ -176,7 +176,11 @@ fn replay(map: &StateMap, ledger: &Ledger) {
     let (low_water, newest) = (map.low_water().unwrap(), map.newest_in_pages().unwrap());
     assert!(low_water <= newest && newest <= ledger.height(), "{low_water} ≤ {newest} ≤ {}", ledger.height());
     for height in low_water + 1..=ledger.height() {
+        let revisions =
+            || ledger.changes(height).iter().map(|(key, _)| map.get(key).unwrap().map_or(0, |s| s.revision));
+        let before: Vec<u64> = revisions().collect();
         let root = map.apply(height, ledger.changes(height)).unwrap();
+        assert!(revisions().zip(before).all(|(now, before)| now >= before), "a replay goes back, block {height}");
         if height >= newest {
             assert_eq!(root, reference_root(&ledger.state_at(height)), "root of block {height} in the replay");
         }
