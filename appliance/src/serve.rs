@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::api::App;
-use crate::config::Config;
+use crate::config::{Config, Level};
 use crate::http::Server;
 use crate::metrics::Metrics;
 use crate::tls;
@@ -151,7 +151,9 @@ async fn signalled() {
 
 /// Sends events to stderr, where systemd's journal takes them. A second call changes nothing.
 fn journal(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::new(config.level.as_str());
+    // openraft tells every step of an election at `info`.
+    let quiet = if config.level < Level::Debug { ",openraft=error,sled=warn" } else { "" };
+    let filter = tracing_subscriber::EnvFilter::new(format!("{}{quiet}", config.level.as_str()));
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
 }
 
