@@ -171,6 +171,8 @@ impl Ledger {
         }
         let tree = rebuild_tree(&rows, head.size)?;
         let mut chain = Chain { tree, names: Names::default(), head };
+        // What is read from here on may reach the pages of the state map, so it must be durable.
+        rows.sync()?;
         replay(&rows, &map, &mut chain)?;
         Ok(Self {
             rows,
@@ -345,6 +347,7 @@ fn replay_from(rows: &Rows, map: &StateMap, chain: &mut Chain, low: u64, names_l
                 Entry::Block(_) => {
                     if height > map_low {
                         map.apply(height, touched.slots())?;
+                        map.flush(height)?;
                     }
                     touched.clear();
                     height += 1;

@@ -14,7 +14,7 @@ use crate::ledger::{Chain, HeadRow, Ledger, Touched, key_hash};
 use crate::merkle::{FullTile, leaf_hash};
 use crate::rt::CpuTimer;
 use crate::salts;
-use crate::state_root::{KeyHash, Slot, SlotState};
+use crate::state_root::{KeyHash, Lookup, Slot, SlotState};
 use crate::store::outcomes::{self, Kept, RequestKey};
 use crate::store::{Batch, Tree, entries, values};
 
@@ -49,7 +49,7 @@ impl Ledger {
     /// Applies one raft entry. An error is final for this node: its state is not known to equal its peers' any more.
     pub(crate) fn apply(&self, input: Input<'_>, position: Position) -> Result<Vec<Outcome>, Error> {
         let mut chain = self.write_chain();
-        let mut draft = Draft::new(self, &mut chain, &input);
+        let mut draft = Draft::new(self, &mut chain, &input)?;
         let outcomes = match input {
             Input::Nothing => Vec::new(),
             Input::Membership { voters, learners } => {
@@ -80,6 +80,8 @@ struct Draft<'a> {
     values: Vec<values::Stored>,
     salts: Vec<u8>,
     touched: Touched,
+    /// Given up before the map is changed.
+    lookup: Option<Lookup<'a>>,
     /// Slots of earlier blocks whose values this block erases → index of the entry that says so.
     erased: BTreeMap<u64, u64>,
     system_revision: u64,
@@ -92,13 +94,13 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn new(ledger: &'a Ledger, chain: &'a mut Chain, input: &Input<'_>) -> Self {
+    fn new(ledger: &'a Ledger, chain: &'a mut Chain, input: &Input<'_>) -> Result<Self, Error> {
         let proposed = match input {
             Input::Command(Command::Writes { time_ms, .. } | Command::Cosigners { time_ms, .. }) => *time_ms,
             Input::Nothing | Input::Membership { .. } => 0,
         };
         let head = &chain.head;
-        Self {
+        Ok(Self {
             ledger,
             time_ms: proposed.max(head.time_ms),
             first: head.size,
@@ -109,13 +111,14 @@ impl<'a> Draft<'a> {
             values: Vec::new(),
             salts: Vec::new(),
             touched: Touched::default(),
+            lookup: Some(ledger.map.lookup()?),
             erased: BTreeMap::new(),
             full: Vec::new(),
             batch: Batch::default(),
             outcomes_added: 0,
             named: HashMap::new(),
             timer: CpuTimer::start(),
-        }
+        })
     }
 
     fn next_index(&self) -> u64 {
@@ -210,7 +213,10 @@ impl<'a> Draft<'a> {
             let exists = !matches!(slot.state, SlotState::Deleted);
             return Ok(Some(Current { revision: slot.revision, versions: slot.versions, exists }));
         }
-        let stored = self.ledger.map.get(hash)?;
+        let stored = match &self.lookup {
+            Some(lookup) => lookup.get(hash)?,
+            None => self.ledger.map.get(hash)?,
+        };
         Ok(stored.map(|s| Current { revision: s.revision, versions: s.versions, exists: s.exists() }))
     }
 
@@ -389,6 +395,7 @@ impl<'a> Draft<'a> {
 
     fn close_block(&mut self) -> Result<(), Error> {
         let height = self.chain.head.height + 1;
+        self.lookup = None;
         let state = self.ledger.map.apply(height, self.touched.slots())?;
         self.ledger.stages.map.fetch_add(self.timer.lap_ns(), Relaxed);
         let block = Block {

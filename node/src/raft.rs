@@ -115,6 +115,7 @@ impl Consensus {
     /// Elects this node and waits until it has applied all that its raft log holds.
     async fn lead(&self) -> Result<(), Error> {
         let metrics = self.raft.metrics();
+        let mut elect_at = rt::instant();
         loop {
             let (state, leader, applied, last) = {
                 let m = metrics.borrow();
@@ -124,7 +125,8 @@ impl Consensus {
             if state == ServerState::Leader && leader.is_some() && applied == last && applied.is_some() {
                 return Ok(());
             }
-            if state == ServerState::Follower || state == ServerState::Learner {
+            if state != ServerState::Leader && rt::instant() >= elect_at {
+                elect_at = rt::instant() + Duration::from_millis(ELECTION_MAX_MS);
                 let elected = self.raft.trigger().elect().await;
                 elected.map_err(|e| Error::Unavailable(format!("the Raft core has stopped: {e}")))?;
             }

@@ -18,6 +18,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::disk::{Disk, File};
@@ -46,6 +47,8 @@ use map::Map;
 use open::Content;
 use page::{Entry, Mark, PAGE_BYTES};
 
+/// How often a flush looks whether those who waited for the lock have had it.
+const HAND_OVER_TRIES: usize = 1_000;
 /// Buckets written under one hold of the lock.
 const SLICE_BUCKETS: usize = 32;
 
@@ -214,9 +217,24 @@ pub struct StateMap {
     path: PathBuf,
     config: Config,
     map: RwLock<Map>,
+    /// Readers at the lock.
+    waiting: AtomicUsize,
     /// Held during [`StateMap::sync`]: one at a time.
     last_sync: Mutex<LastSync>,
     damage: Option<String>,
+}
+
+/// See [`StateMap::lookup`].
+pub struct Lookup<'a>(RwLockReadGuard<'a, Map>);
+
+impl Lookup<'_> {
+    /// As [`StateMap::get`].
+    ///
+    /// # Errors
+    /// As [`StateMap::get`].
+    pub fn get(&self, key: &KeyHash) -> Result<Option<Stored>, Error> {
+        Ok(self.0.entry(key)?.as_ref().map(stored))
+    }
 }
 
 impl StateMap {
@@ -238,7 +256,8 @@ impl StateMap {
         };
         let buckets = Buckets::new(PageFile::new(Arc::clone(&file), path.to_owned()), &config, layout);
         let map = RwLock::new(Map::load(buckets, &config, entries)?);
-        Ok(Self { file, path: path.to_owned(), config, map, last_sync: Mutex::new(LastSync::Done(None)), damage })
+        let last_sync = Mutex::new(LastSync::Done(None));
+        Ok(Self { file, path: path.to_owned(), config, map, waiting: AtomicUsize::new(0), last_sync, damage })
     }
 
     /// What was wrong with the file on opening, if it had to be emptied.
@@ -270,6 +289,15 @@ impl StateMap {
     /// [`Error::Io`] or [`Error::Corrupt`] when its page cannot be read.
     pub fn get(&self, key: &KeyHash) -> Result<Option<Stored>, Error> {
         Ok(self.read()?.entry(key)?.as_ref().map(stored))
+    }
+
+    /// For many lookups under one hold of the lock: while it lives the map does not change, and [`StateMap::apply`] must
+    /// not be called by who holds it.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when an earlier call failed halfway.
+    pub fn lookup(&self) -> Result<Lookup<'_>, Error> {
+        Ok(Lookup(self.read()?))
     }
 
     /// The revision of a key as of a frozen view.
@@ -421,12 +449,28 @@ impl StateMap {
     }
 
     fn write_out(&self, durable_block: u64) -> Result<(), Error> {
-        while self.write()?.write_slice(durable_block)? {}
+        while self.write()?.write_slice(durable_block)? {
+            self.let_others_in();
+        }
         Ok(())
     }
 
+    /// The lock is not fair: who takes it again at once starves those who wait. So the slices of a flush, which may take
+    /// a tenth of a second together, wait for whoever waited before them.
+    fn let_others_in(&self) {
+        for _ in 0..HAND_OVER_TRIES {
+            if self.waiting.load(Relaxed) == 0 {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+
     fn read(&self) -> Result<RwLockReadGuard<'_, Map>, Error> {
-        let map = self.map.read().map_err(|_| self.unusable())?;
+        self.waiting.fetch_add(1, Relaxed);
+        let map = self.map.read();
+        self.waiting.fetch_sub(1, Relaxed);
+        let map = map.map_err(|_| self.unusable())?;
         if map.is_usable() { Ok(map) } else { Err(self.unusable()) }
     }
 
