@@ -167,7 +167,7 @@ fn init(
     format: Format,
 ) -> anyhow::Result<()> {
     let made = crate::serve::init(&data, name.as_deref(), listen)?;
-    Ok(match format {
+    match format {
         Format::Text => output::text(&format!(
             "ca     {}\ntoken  {}\nvkey   {}\nnext   samovar serve --data {}\n",
             made.ca.display(),
@@ -176,7 +176,8 @@ fn init(
             data.display()
         ))?,
         Format::Json => output::json(&json!({ "ca": made.ca, "token": made.token, "vkey": made.vkey }))?,
-    })
+    }
+    Ok(())
 }
 
 /// Runs a command that talks to a node.

@@ -1,8 +1,8 @@
-//! `samovar export --tiles DIR`: the whole chain log as a static tlog-tiles directory that any file server can serve and
-//! any verifier of tlog-tiles can read.
+//! `samovar export --tiles DIR`: the whole chain log as a static tlog-tiles directory that any file server can serve
+//! and any verifier of tlog-tiles can read.
 //!
-//! Crash order: tiles come first, each written beside and renamed; the checkpoint is replaced last, after every tile was
-//! checked against its root and synced. So the directory never shows a checkpoint that it cannot prove, and an export
+//! Crash order: tiles come first, each written beside and renamed; the checkpoint is replaced last, after every tile
+//! was checked against its root and synced. So the directory never shows a checkpoint that it cannot prove, and an export
 //! that was interrupted goes on where it stopped: full tiles never change.
 
 use std::fs::{self, File};

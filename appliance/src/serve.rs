@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::api::App;
-use crate::config::Config;
+use crate::config::{Config, Level};
 use crate::durable::{Mode, write_new};
 use crate::http::Server;
 use crate::metrics::Metrics;
@@ -166,12 +166,9 @@ async fn signalled() {
 
 /// Sends events to stderr, where systemd's journal takes them. A second call changes nothing.
 fn journal(config: &Config) {
-    // openraft reports its inner steps as information; they matter to who debugs it only.
-    let filter = match config.level.as_str() {
-        level @ ("debug" | "trace") => level.to_owned(),
-        level => format!("{level},openraft=error"),
-    };
-    let filter = tracing_subscriber::EnvFilter::new(filter);
+    // openraft tells every step of an election at `info`.
+    let quiet = if config.level < Level::Debug { ",openraft=error,sled=warn" } else { "" };
+    let filter = tracing_subscriber::EnvFilter::new(format!("{}{quiet}", config.level.as_str()));
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
 }
 

@@ -111,11 +111,13 @@ fn report(label: &str, wall: Duration, cpu: Duration, before: &Status, after: &S
     );
     let fsyncs = after.raft_log.fsyncs - before.raft_log.fsyncs;
     println!(
-        "  fsyncs {fsyncs}, {:.2} ms each; checkpoints {}; p50 {:?} p99 {:?}",
+        "  fsyncs {fsyncs}, {:.2} ms each, longest {:?}; checkpoints {}; p50 {:?} p99 {:?} longest {:?}",
         (after.raft_log.fsync_time - before.raft_log.fsync_time).as_secs_f64() * 1000.0 / fsyncs.max(1) as f64,
+        after.raft_log.fsync_time_max,
         after.checkpoint_rounds - before.checkpoint_rounds,
         latencies[latencies.len() / 2],
         latencies[latencies.len() * 99 / 100],
+        latencies[latencies.len() - 1],
     );
 }
 

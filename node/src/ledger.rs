@@ -300,6 +300,9 @@ fn replay(rows: &Rows, map: &StateMap, chain: &mut Chain) -> Result<(), Error> {
         Some(row) => row.first_chunk::<8>().map_or(0, |b| u64::from_be_bytes(*b)),
         None => 0,
     };
+    if map.newest_in_pages()? > chain.head.height {
+        map.reset()?;
+    }
     let low = names_low.min(map.low_water()?).min(chain.head.height);
     replay_from(rows, map, chain, low, names_low)?;
     if chain.head.height == 0 || map.root()? == chain.head.state_root {

@@ -66,7 +66,8 @@ pub fn fill_random(buffer: &mut [u8]) {
         w.borrow_mut().rng.fill_bytes(buffer);
         return;
     }
-    rand::rngs::OsRng.fill_bytes(buffer);
+    // ChaCha, seeded and reseeded by the system: as good for keys, without a system call for each salt.
+    rand::thread_rng().fill_bytes(buffer);
 }
 
 /// Spawns a task on the runtime of the caller.

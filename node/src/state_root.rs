@@ -255,6 +255,15 @@ impl StateMap {
         Ok(self.read()?.low_water())
     }
 
+    /// The newest block that a page may hold a change of. A store that does not reach it any more has lost what the map
+    /// was told was durable: [`StateMap::reset`] then, for the map would answer from the future.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when an earlier call failed halfway.
+    pub fn newest_in_pages(&self) -> Result<u64, Error> {
+        Ok(self.read()?.mark().newest)
+    }
+
     /// The current revision of a key; `None`: it was never written.
     ///
     /// # Errors
@@ -273,8 +282,8 @@ impl StateMap {
 
     /// Sets the keys that `block` changed and returns the root. Blocks come in order; those that change nothing may be
     /// left out. A slot that is not later than what is stored is passed over, so that replaying blocks whose changes are
-    /// in the pages already does no harm; the root is that of a block again once replay has passed every change in the
-    /// pages.
+    /// in the pages already does no harm; in a replay, the root is that of the block from
+    /// [`StateMap::newest_in_pages`] on.
     ///
     /// # Errors
     /// [`Error::Invalid`] when `block` is not above the last one. After any other error the map refuses all calls until

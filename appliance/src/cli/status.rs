@@ -87,11 +87,11 @@ fn figures(status: &Value) -> String {
     };
     let size = |name: &str| number(status, name).map_or("?".into(), output::size);
     let mut text = format!(
-        "Block {}{block_age}: {} entries, {} keys, {} on disk, up for {}.\n",
+        "Block {}{block_age}: {} entries, {} keys, {} in the store, up for {}.\n",
         shown("height"),
         shown("size"),
         shown("keys"),
-        size("data_bytes"),
+        size("store_bytes"),
         number(status, "uptime_s").map_or("?".into(), |s| output::span(s.saturating_mul(1000))),
     );
     let (entries, covered) = (number(status, "size").unwrap_or(0), number(status, "checkpoint_size").unwrap_or(0));
@@ -110,14 +110,14 @@ mod tests {
         let mut status = serde_json::json!({
             "node": 1, "name": "box-01", "version": "0.1.0", "role": "leader", "leader": 1, "term": 3,
             "height": 18342, "size": 20000, "block_time_ms": 1_000_000, "checkpoint_size": 20000, "keys": 7,
-            "free_bytes": 3u64 << 30, "reserve_bytes": 1, "data_bytes": 1 << 20, "uptime_s": 60,
+            "free_bytes": 3u64 << 30, "reserve_bytes": 1, "store_bytes": 1 << 20, "uptime_s": 60,
             "now_ms": 1_040_000, "errors": [],
         });
         assert_eq!(
             render(&status, 40),
             "NODE    ROLE    VOTER  HEIGHT  CONTACT  VERSION  DISK          ERRORS\n\
              box-01  leader  yes    18342   40ms     0.1.0    3.0 GiB free  -\n\
-             Block 18342, made 40s ago: 20000 entries, 7 keys, 1.0 MiB on disk, up for 1m00s.\n\
+             Block 18342, made 40s ago: 20000 entries, 7 keys, 1.0 MiB in the store, up for 1m00s.\n\
              Figures are at most 40ms old.\n"
         );
         status["errors"] = serde_json::json!(["no room:\u{1b}[2J 5 bytes free"]);

@@ -78,7 +78,7 @@ pub(super) async fn run(watch: &Watch) -> anyhow::Result<()> {
         None => super::status::height(&client).await?,
     };
     let mut feed = Feed { client, prefix: watch.prefix.clone(), after, cursor: Cursor::default(), heard: None };
-    feed.run(|line| output::text(line)).await
+    feed.run(output::text).await
 }
 
 /// The change feed over all its connections.

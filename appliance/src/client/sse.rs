@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn stream_in_any_pieces_gives_the_same_events() {
-        let stream = "\u{feff}: hello\n\nid: 7\nevent: put\ndata: {\"a\":1}\n\ndata:two\r\ndata: lines\r\n\r\n: ping\n\n\
+        let stream = "\u{feff}: hello\n\nid: 7\nevent: put\ndata: {\"a\":1}\n\ndata:two\r\ndata: lines\r\n\r\n: x\n\n\
                       id\ndata: größe\rignored: x\rretry: 5\r\rid: 9\ndata\n\nevent: lost\n\ndata: unfinished\n";
         let expected = [
             event("7", "put", "{\"a\":1}"),

@@ -54,12 +54,7 @@ impl Target {
         let data = self.data_directory();
         let url = match (&self.url, &data) {
             (Some(url), _) => url.clone(),
-            (None, Some(dir)) => read_text(&dir.join("url")).map_err(|e| {
-                Error::Setup(format!(
-                    "{e}; a running node writes its URL there: start it with `samovar serve --data {}`, or pass --url",
-                    dir.display()
-                ))
-            })?,
+            (None, Some(dir)) => local_url(dir)?,
             (None, None) => {
                 return Err(Error::Usage(
                     "no node is named: pass --url and --ca, or --data with the data directory of a \
@@ -99,6 +94,17 @@ impl Target {
             (self.url.is_none() && default.join("url").exists()).then(|| default.to_owned())
         })
     }
+}
+
+/// The URL that a running node writes into its data directory.
+fn local_url(data: &Path) -> Result<String, Error> {
+    read_text(&data.join("url")).map_err(|e| match data.join("ca.pem").exists() {
+        true => Error::Unreachable {
+            url: format!("the node of {}", data.display()),
+            reason: format!("it was never started; run: samovar serve --data {}", data.display()),
+        },
+        false => Error::Setup(format!("{e}; is that a data directory? `samovar init` makes one")),
+    })
 }
 
 /// Host (without brackets) and port of an `https` URL that has no path.
@@ -194,7 +200,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let target = Target { data: Some(dir.path().to_owned()), ..Target::default() };
         let said = target.resolve().err().expect("an empty directory is no node").to_string();
-        assert!(said.contains("samovar serve --data"), "says how to start the node, said: {said}");
+        assert!(said.contains("samovar init"), "says what makes a data directory, said: {said}");
+        fs::File::create(dir.path().join("ca.pem")).expect("create");
+        let error = target.resolve().err().expect("a node that never ran has no URL");
+        assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+        assert!(error.to_string().contains("samovar serve --data"), "says how to start the node, said: {error}");
 
         let target = Target { url: Some("https://localhost".into()), ..Target::default() };
         let said = target.resolve().err().expect("without an authority nothing is trusted").to_string();

@@ -34,8 +34,8 @@ pub(super) fn directory(directory: &Path, head: &Checkpoint, earlier: Option<&Ch
     }
     ensure!(
         tree.root() == head.root,
-        "the entries do not hash to the root of the checkpoint: the node serves a log that it did not sign; keep {} and \
-         see `samovar status`",
+        "the entries do not hash to the root of the checkpoint: the node serves a log that it did not sign; keep {} \
+         and see `samovar status`",
         directory.display()
     );
     Ok(())

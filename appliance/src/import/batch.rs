@@ -1,6 +1,6 @@
 //! Cuts rows into transactions. Where a batch ends depends on nothing but the bytes of the file from its start on: the
-//! same offset always gives the same transaction, and so the same `Idempotency-Key` and the same request. A bad row ends
-//! the batch before it, skipped or not, so that an import that stopped there can go on with bad rows skipped.
+//! same offset always gives the same transaction, and so the same `Idempotency-Key` and the same request. A bad row
+//! ends the batch before it, skipped or not, so that an import that stopped there can go on with bad rows skipped.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};

@@ -27,7 +27,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// A display for a file of `size` bytes (`None`: a pipe), of which `rows` rows, all before `offset`, were done before.
+    /// A display for a file of `size` bytes (`None`: a pipe), of which an earlier run did `rows` rows up to `offset`.
     pub(crate) fn new(name: &str, size: Option<u64>, (offset, rows): (u64, u64), quiet: bool) -> Self {
         let now = Instant::now();
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| bar(name, size, offset));

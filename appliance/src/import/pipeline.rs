@@ -1,5 +1,5 @@
-//! Sends batches, many at once, so that the outcome is that of sending them one after the other: a batch waits while one
-//! with an equal key is in flight, and acknowledgements are handed on in the order of the file.
+//! Sends batches, many at once, so that the outcome is that of sending them one after the other: a batch waits while
+//! one with an equal key is in flight, and acknowledgements are handed on in the order of the file.
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::file::PageFile;
-use super::page::{Entry, Header, Mark, PAGE_BYTES, Page, Run, encode, overlay};
+use super::page::{Entry, Header, Mark, PAGE_BYTES, PAGE_ENTRIES_MAX, Page, Run, encode, overlay};
 use super::proof::KeyHash;
 use super::tree::{Place, bounds, index};
 use super::{Config, Deltas};
@@ -108,8 +108,8 @@ impl Buckets {
         let directory = if layout.directory.is_empty() { vec![NO_PAGE] } else { layout.directory };
         Self {
             file,
-            page_entries: config.page_entries,
-            depth_max: config.directory_depth_max,
+            page_entries: config.page_entries.clamp(1, PAGE_ENTRIES_MAX),
+            depth_max: config.directory_depth_max.min(DIRECTORY_DEPTH_MAX),
             directory,
             depth: layout.depth,
             chains: layout.chains,
@@ -304,9 +304,9 @@ impl Buckets {
         }
     }
 
-    /// Writes the flush mark: the pages hold every change of `block` and earlier ones. Not a sync.
-    pub(super) fn write_flush_mark(&mut self, block: u64) -> Result<(), Error> {
-        self.mark.block = block;
+    /// Writes the flush mark: the pages hold every change up to `block` and none after `newest`. Not a sync.
+    pub(super) fn write_flush_mark(&mut self, block: u64, newest: u64) -> Result<(), Error> {
+        (self.mark.block, self.mark.newest) = (block, newest);
         let mut bytes = [0; PAGE_BYTES];
         self.mark.encode(FLUSH_MARK_PAGE, &mut bytes);
         self.file.write(FLUSH_MARK_PAGE, &bytes)?;

@@ -10,6 +10,8 @@ use crate::error::Error;
 
 /// Keys per cell at which the tree grows by a level.
 const CELL_KEYS: u64 = 4;
+/// Deepest cells that can be configured: 1.1 GB of tree.
+const CELL_DEPTH_MAX: u8 = 24;
 
 /// Deltas that wait for their block to become durable, then are written.
 #[derive(Default)]
@@ -41,8 +43,9 @@ pub(super) struct Map {
 impl Map {
     /// Reads all buckets once and computes the tree above them.
     pub(super) fn load(buckets: Buckets, config: &Config, entries: u64) -> Result<Self, Error> {
-        let mut depth = config.cell_depth_min.min(config.cell_depth_max);
-        while entries > CELL_KEYS << depth && depth < config.cell_depth_max {
+        let cell_depth_max = config.cell_depth_max.min(CELL_DEPTH_MAX);
+        let mut depth = config.cell_depth_min.min(cell_depth_max);
+        while entries > CELL_KEYS << depth && depth < cell_depth_max {
             depth += 1;
         }
         let low_water = buckets.mark().block;
@@ -56,7 +59,7 @@ impl Map {
             block: low_water,
             live_keys: 0,
             keys: 0,
-            cell_depth_max: config.cell_depth_max,
+            cell_depth_max,
             replaced_max: config.replaced_max,
             usable: true,
         };
@@ -316,7 +319,7 @@ impl Map {
         }
         let done = sealed.deltas.is_empty();
         let low_water = if done { sealed.block } else { self.low_water };
-        self.buckets.write_flush_mark(low_water)?;
+        self.buckets.write_flush_mark(low_water, sealed.block)?;
         if done {
             (self.low_water, self.sealed) = (low_water, None);
         }

@@ -42,29 +42,22 @@ pub(super) enum Content {
 }
 
 /// Reads all pages and finds the newest mark that holds. Pages of later generations are wiped: else they could be taken
-/// for live ones once generations have caught up. (No sync is needed: until the next one, the sync mark leaves them
-/// out, and the flush mark fails its digest if one comes back.)
+/// for live ones once generations have caught up. Then the file is synced: after a kill in the middle of a sync, a mark
+/// may be seen that is not durable yet, and the one that is would be written over next.
 pub(super) fn examine(file: &dyn File, path: &Path) -> Result<Content, Error> {
-    let (marks, mut found, end) = scan(file, path)?;
+    let Scan { marks, mut found, end } = scan(file, path)?;
     if end == 0 {
         return Ok(Content::New);
     }
     found.sort_unstable_by_key(|page| (page.header.generation, page.header.part));
     let [sync_0, sync_1, flush] = marks;
-    let sync = match (sync_0, sync_1) {
-        (Some(a), Some(b)) if (a.block, a.generation) >= (b.block, b.generation) => Some((a, 0)),
-        (_, Some(b)) => Some((b, 1)),
-        (a, None) => a.map(|a| (a, 0)),
-    };
-    let synced = sync.map(|(mark, _)| (mark, select(&found, &mark)));
-    let flushed = flush.and_then(|mark| select(&found, &mark).map(|selection| (mark, selection)));
-    let synced_pages = synced.as_ref().and_then(|(_, s)| s.as_ref()).map_or(Vec::new(), |s| s.pages.clone());
-    let synced = synced.and_then(|(mark, selection)| selection.map(|selection| (mark, selection)));
-    let best = match (flushed, synced) {
-        (Some(f), Some(s)) => Some(if (f.0.block, f.0.generation) >= (s.0.block, s.0.generation) { f } else { s }),
-        (f, s) => f.or(s),
-    };
-    let Some((mark, live)) = best else {
+    let sync = [sync_0.map(|mark| (mark, 0)), sync_1.map(|mark| (mark, 1))].into_iter().flatten();
+    let sync = sync.max_by_key(|(mark, _)| (mark.block, mark.generation));
+    let holds = |mark: Mark| select(&found, &mark).map(|selection| (mark, selection));
+    let synced = sync.and_then(|(mark, _)| holds(mark));
+    let synced_pages = synced.as_ref().map_or(Vec::new(), |(_, selection)| selection.pages.clone());
+    let best = [synced, flush.and_then(holds)].into_iter().flatten();
+    let Some((mark, live)) = best.max_by_key(|(mark, _)| (mark.block, mark.generation)) else {
         return Ok(Content::Damaged(format!(
             "{}: none of the marks {marks:?} holds over {} intact of {end} pages",
             path.display(),
@@ -72,6 +65,7 @@ pub(super) fn examine(file: &dyn File, path: &Path) -> Result<Content, Error> {
         )));
     };
     wipe_later(file, path, &found, &mark)?;
+    file.sync().map_err(|e| Error::io(format!("sync {}", path.display()), &e))?;
     let entries = live.entries;
     let generation = found.last().map_or(0, |page| page.header.generation).max(mark.generation);
     let next_sync_page = sync.map_or(0, |(_, page)| 1 - page);
@@ -80,11 +74,13 @@ pub(super) fn examine(file: &dyn File, path: &Path) -> Result<Content, Error> {
 
 /// Cuts the file to nothing, durably, so that no page of a former map can be met again, and writes a first mark.
 pub(super) fn start_over(file: &dyn File, path: &Path) -> Result<Layout, Error> {
-    let mut bytes = [0; PAGE_BYTES];
-    Mark::default().encode(0, &mut bytes);
+    let mut first = [0; PAGE_BYTES];
+    Mark::default().encode(0, &mut first);
+    // The pages of the other marks get their room now, so that a full disk cannot keep a mark from being written.
+    let marks = [first, [0; PAGE_BYTES], [0; PAGE_BYTES]];
     let written = file.set_length(0).and_then(|()| {
         file.sync()?;
-        file.write_at(&bytes, 0)?;
+        file.write_at(marks.as_flattened(), 0)?;
         file.sync()
     });
     written.map_err(|e| Error::io(format!("start {} over", path.display()), &e))?;
@@ -113,8 +109,17 @@ fn layout(
     }
 }
 
-/// The marks (sync, sync, flush), the intact pages, and the number of pages in the file.
-fn scan(file: &dyn File, path: &Path) -> Result<([Option<Mark>; 3], Vec<Found>, u32), Error> {
+/// What is in a file.
+struct Scan {
+    /// Sync, sync, flush.
+    marks: [Option<Mark>; 3],
+    /// The intact pages.
+    found: Vec<Found>,
+    /// Number of pages.
+    end: u32,
+}
+
+fn scan(file: &dyn File, path: &Path) -> Result<Scan, Error> {
     let mut buffer = vec![0; READ_PAGES * PAGE_BYTES];
     let (mut marks, mut found, mut number) = ([None; 3], Vec::new(), 0_u32);
     loop {
@@ -133,7 +138,7 @@ fn scan(file: &dyn File, path: &Path) -> Result<([Option<Mark>; 3], Vec<Found>, 
         if read < buffer.len() {
             // A part of a page at the end was torn off; it counts, so that it is written over.
             let torn = u32::from(!read.is_multiple_of(PAGE_BYTES));
-            return Ok((marks, found, number + torn));
+            return Ok(Scan { marks, found, end: number + torn });
         }
     }
 }

@@ -209,6 +209,8 @@ pub(super) fn encode(number: u32, header: &Header, run: &[(KeyHash, Entry)], byt
 pub(super) struct Mark {
     /// Every change of this block and earlier ones is in the pages.
     pub(super) block: u64,
+    /// No change of a later block than this is in the pages.
+    pub(super) newest: u64,
     /// Pages of later generations do not count.
     pub(super) generation: u64,
     /// XOR of the contributions of the live pages.
@@ -218,7 +220,7 @@ pub(super) struct Mark {
 }
 
 const MARK_FORMAT: u16 = u16::from_le_bytes([b'K', 1]);
-const MARK_BYTES: usize = 36;
+const MARK_BYTES: usize = 44;
 
 impl Mark {
     /// Writes the mark into page `number`.
@@ -228,7 +230,8 @@ impl Mark {
         bytes[8..16].copy_from_slice(&self.block.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.generation.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.digest.to_le_bytes());
-        bytes[32..36].copy_from_slice(&self.pages.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.newest.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.pages.to_le_bytes());
         let crc = checksum(number, &bytes[4..MARK_BYTES]);
         bytes[..4].copy_from_slice(&crc.to_le_bytes());
     }
@@ -241,7 +244,8 @@ impl Mark {
             block: u64::from_le_bytes(field(bytes, 8)),
             generation: u64::from_le_bytes(field(bytes, 16)),
             digest: u64::from_le_bytes(field(bytes, 24)),
-            pages: u32::from_le_bytes(field(bytes, 32)),
+            newest: u64::from_le_bytes(field(bytes, 32)),
+            pages: u32::from_le_bytes(field(bytes, 40)),
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Tests of the state map. A [`Ledger`] is the plain model: every block with its changes, and what they add up to.
 
+#![allow(clippy::cast_possible_truncation, reason = "heights and sizes of tests are small")]
+
 use std::collections::{BTreeMap, HashMap};
 
 use rand::rngs::StdRng;
@@ -51,11 +53,11 @@ impl Ledger {
 
     fn key(&self, number: u64) -> KeyHash {
         let mut key = KeyHash::of(format!("key {number}").as_bytes());
-        if number % 8 == 0 {
+        if number.is_multiple_of(8) {
             // Some keys share a long prefix, as an adversary would have it.
             key.0[..5].copy_from_slice(&[0xa5; 5]);
         }
-        if number % 64 == 0 {
+        if number.is_multiple_of(64) {
             key.0 = [0x5a; 32];
             key.0[24..].copy_from_slice(&number.to_be_bytes());
         }
@@ -93,6 +95,18 @@ impl Ledger {
         self.size += 1;
         self.blocks.push(changes);
         self.height()
+    }
+
+    /// Adds a block and applies it.
+    fn grow(&mut self, map: &StateMap, most: usize) -> u64 {
+        let height = self.block(most);
+        map.apply(height, self.changes(height)).unwrap();
+        height
+    }
+
+    /// What a block changed.
+    fn changes(&self, height: u64) -> &[(KeyHash, Slot)] {
+        &self.blocks[height as usize - 1]
     }
 
     fn height(&self) -> u64 {
@@ -157,10 +171,18 @@ fn assert_holds(map: &StateMap, state: &BTreeMap<KeyHash, Slot>, what: &str) {
     }
 }
 
-/// Replays what the map lacks, as a node does at start.
+/// Replays what the map lacks, as a node does at start. From the newest block in the pages on, every root must be right.
 fn replay(map: &StateMap, ledger: &Ledger) {
-    let low_water = map.low_water().unwrap();
-    for (height, changes) in (1..).zip(&ledger.blocks).skip(low_water as usize) {
-        map.apply(height, changes).unwrap();
+    let (low_water, newest) = (map.low_water().unwrap(), map.newest_in_pages().unwrap());
+    assert!(low_water <= newest && newest <= ledger.height(), "{low_water} ≤ {newest} ≤ {}", ledger.height());
+    for height in low_water + 1..=ledger.height() {
+        let revisions =
+            || ledger.changes(height).iter().map(|(key, _)| map.get(key).unwrap().map_or(0, |s| s.revision));
+        let before: Vec<u64> = revisions().collect();
+        let root = map.apply(height, ledger.changes(height)).unwrap();
+        assert!(revisions().zip(before).all(|(now, before)| now >= before), "a replay goes back, block {height}");
+        if height >= newest {
+            assert_eq!(root, reference_root(&ledger.state_at(height)), "root of block {height} in the replay");
+        }
     }
 }

@@ -14,8 +14,7 @@ fn open(disk: &TestDisk) -> StateMap {
 fn work(map: &StateMap, ledger: &mut Ledger) -> (u64, u64) {
     let (mut durable, mut synced) = (map.low_water().unwrap(), 0);
     for _ in 0..ledger.random.gen_range(1..25) {
-        let height = ledger.block(12);
-        map.apply(height, &ledger.blocks[height as usize - 1]).unwrap();
+        let height = ledger.grow(map, 12);
         durable = ledger.random.gen_range(durable..=height);
         if ledger.random.gen_bool(0.5) {
             map.flush(durable).unwrap();
@@ -76,6 +75,14 @@ fn a_kill_within_a_flush_or_sync() {
     }
 }
 
+/// Syncs on a disk that stops somewhere in between; returns what was promised.
+fn sync_on_failing_disk(map: &StateMap, disk: &TestDisk, ledger: &mut Ledger, durable: u64) -> u64 {
+    disk.allow(Path::new(PATH), Some(ledger.random.gen_range(0..12)));
+    let promised = map.sync(durable).unwrap_or(0);
+    disk.allow(Path::new(PATH), None);
+    promised
+}
+
 #[test]
 fn a_power_cut_loses_nothing_synced() {
     let (mut fell_back, mut rounds) = (0, 0);
@@ -85,14 +92,20 @@ fn a_power_cut_loses_nothing_synced() {
         let mut promised = 0;
         for round in 0..12 {
             let what = format!("seed {seed}, round {round}");
-            let (durable, synced) = work(&map, &mut ledger);
-            promised = promised.max(synced);
+            for _ in 0..ledger.random.gen_range(1..3) {
+                let (durable, synced) = work(&map, &mut ledger);
+                promised = promised.max(synced);
+                if ledger.random.gen_bool(0.5) {
+                    promised = promised.max(sync_on_failing_disk(&map, &disk, &mut ledger, durable));
+                    // A kill, perhaps between a mark and its sync. What is opened then must be safe from a power cut too.
+                    drop(map);
+                    map = recover(&disk, &ledger, &what);
+                }
+            }
             let flushed = map.low_water().unwrap();
             if ledger.random.gen_bool(0.5) {
-                // In the middle of a sync, for instance between its two marks.
-                disk.allow(Path::new(PATH), Some(ledger.random.gen_range(0..12)));
-                promised = promised.max(map.sync(durable).unwrap_or(0));
-                disk.allow(Path::new(PATH), None);
+                let durable = ledger.height();
+                promised = promised.max(sync_on_failing_disk(&map, &disk, &mut ledger, durable));
             }
             drop(map);
             let kept = *[0.0, 0.3, 0.9, 1.0].choose(&mut ledger.random).unwrap();
@@ -115,9 +128,9 @@ fn fixed_workload(disk: &TestDisk, ledger: &mut Ledger, promised: &mut u64) -> R
     let map = StateMap::open(disk, Path::new(PATH), tiny())?;
     for _ in 0..12 {
         let height = ledger.block(10);
-        map.apply(height, &ledger.blocks[height as usize - 1])?;
+        map.apply(height, ledger.changes(height))?;
         map.flush(height)?;
-        if height % 4 == 0 {
+        if height.is_multiple_of(4) {
             *promised = map.sync(height)?;
         }
     }
@@ -197,8 +210,7 @@ fn damage_met_while_running_is_an_error() {
     let height = ledger.block(0);
     map.apply(height, &[]).unwrap();
     for _ in 0..20 {
-        let height = ledger.block(400);
-        map.apply(height, &ledger.blocks[height as usize - 1]).unwrap();
+        ledger.grow(&map, 400);
     }
     map.sync(ledger.height()).unwrap();
     disk.damage(Path::new(PATH), |bytes| bytes.iter_mut().skip(PAGE_BYTES * 3).for_each(|byte| *byte ^= 0x10));
@@ -229,8 +241,7 @@ fn a_full_disk_loses_nothing_and_passes() {
     let map = open(&disk);
     let mut refused = 0;
     for _ in 0..300 {
-        let height = ledger.block(12);
-        map.apply(height, &ledger.blocks[height as usize - 1]).unwrap();
+        let height = ledger.grow(&map, 12);
         disk.allow(Path::new(PATH), Some(ledger.random.gen_range(0..6)));
         refused += u32::from(map.flush(height).is_err());
         disk.allow(Path::new(PATH), None);
@@ -250,8 +261,7 @@ fn a_full_disk_loses_nothing_and_passes() {
 fn after_a_failed_sync_there_is_no_other() {
     let (disk, mut ledger) = (TestDisk::default(), Ledger::new(900, 50));
     let map = open(&disk);
-    let height = ledger.block(300);
-    map.apply(height, &ledger.blocks[0]).unwrap();
+    let height = ledger.grow(&map, 300);
     map.flush(height).unwrap();
     assert_eq!(map.sizes().unwrap().deltas, 0, "only the sync itself is left to do");
     let (before, _) = (disk.writes(Path::new(PATH)), disk.allow(Path::new(PATH), Some(0)));
@@ -267,8 +277,7 @@ fn after_a_failed_sync_there_is_no_other() {
 fn a_changed_root_is_noticed() {
     let (disk, mut ledger) = (TestDisk::default(), Ledger::new(901, 50));
     let map = open(&disk);
-    let height = ledger.block(30);
-    map.apply(height, &ledger.blocks[0]).unwrap();
+    let height = ledger.grow(&map, 30);
     assert!(matches!(map.check(&[7; 32]), Err(Error::Corrupt(_))), "another root than the block's");
     assert!(matches!(map.apply(height, &[]), Err(Error::Invalid(_))), "the same block twice");
 }
@@ -294,8 +303,7 @@ fn sync_beside_readers_and_blocks() {
             }
         });
         for _ in 0..400 {
-            let height = ledger.block(12);
-            map.apply(height, &ledger.blocks[height as usize - 1]).unwrap();
+            ledger.grow(&map, 12);
         }
         done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
