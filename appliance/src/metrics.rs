@@ -1,6 +1,6 @@
 //! Prometheus metrics: of the listener as it runs, of chain, Raft and store as the node reports them at each scrape.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -17,6 +17,7 @@ use samovar_node::view::Status;
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type UGauge = Gauge<u64, AtomicU64>;
+type Seconds = Counter<f64, AtomicU64>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -44,6 +45,11 @@ struct ReasonLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RoleLabels {
     role: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabels {
+    stage: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -80,6 +86,47 @@ struct NodeGauges {
     free: UGauge,
     reserve: UGauge,
     store: UGauge,
+    data: UGauge,
+    checkpoints: Counter,
+    apply: Family<StageLabels, Seconds>,
+    rows: Counter,
+    raft_log: RaftLogGauges,
+}
+
+/// What the raft log reports.
+#[derive(Default)]
+struct RaftLogGauges {
+    frames: Counter,
+    bytes: Counter,
+    size: UGauge,
+    fsyncs: Counter,
+    fsync: Seconds,
+    fsync_max: Gauge<f64, AtomicU64>,
+}
+
+impl NodeGauges {
+    /// Copies the node's sums; they only grow while the process lives, as counters must.
+    fn work(&self, status: &Status) {
+        let set = |counter: &Counter, sum: u64| counter.inner().store(sum, Relaxed);
+        let seconds = |counter: &Seconds, sum: Duration| counter.inner().store(sum.as_secs_f64().to_bits(), Relaxed);
+        let (apply, log) = (&status.apply, &status.raft_log);
+        for (stage, ns) in [
+            ("decode", apply.decode_ns),
+            ("transactions", apply.transactions_ns),
+            ("state_map", apply.state_map_ns),
+            ("rows", apply.rows_ns),
+        ] {
+            seconds(&self.apply.get_or_create(&StageLabels { stage }), Duration::from_nanos(ns));
+        }
+        set(&self.rows, apply.rows);
+        set(&self.checkpoints, status.checkpoint_rounds);
+        set(&self.raft_log.frames, log.frames);
+        set(&self.raft_log.bytes, log.bytes);
+        self.raft_log.size.set(log.segment_bytes);
+        set(&self.raft_log.fsyncs, log.fsyncs);
+        seconds(&self.raft_log.fsync, log.fsync_time);
+        self.raft_log.fsync_max.set(log.fsync_time_max.as_secs_f64());
+    }
 }
 
 impl Metrics {
@@ -100,6 +147,7 @@ impl Metrics {
         };
         metrics.register_listener();
         metrics.register_node();
+        metrics.register_work();
         metrics
     }
 
@@ -141,6 +189,23 @@ impl Metrics {
         r.register_with_unit("samovar_store_free", "Free space for the data directory", bytes(), n.free.clone());
         r.register_with_unit("samovar_store_reserve", "Free space kept in reserve", bytes(), n.reserve.clone());
         r.register_with_unit("samovar_store_size", "Space the store takes on disk", bytes(), n.store.clone());
+        let all = "Space that store, salts, state map and raft log take on disk";
+        r.register_with_unit("samovar_data", all, bytes(), n.data.clone());
+    }
+
+    /// What a write costs: sums since start.
+    fn register_work(&mut self) {
+        let (r, n) = (&mut self.registry, &self.node);
+        let log = &n.raft_log;
+        r.register("samovar_checkpoints", "Checkpoints published; each was signed and cosigned", n.checkpoints.clone());
+        r.register_with_unit("samovar_apply", "CPU time of apply, by stage", Unit::Seconds, n.apply.clone());
+        r.register("samovar_store_rows", "Rows written to the store by apply", n.rows.clone());
+        r.register("samovar_raft_log_frames", "Batches written to the raft log", log.frames.clone());
+        r.register("samovar_raft_log_written_bytes", "Bytes written to the raft log", log.bytes.clone());
+        r.register_with_unit("samovar_raft_log_size", "Space of the raft log's files", Unit::Bytes, log.size.clone());
+        r.register("samovar_raft_log_fsyncs", "Calls of fdatasync on the raft log", log.fsyncs.clone());
+        r.register_with_unit("samovar_raft_log_fsync", "Time in them", Unit::Seconds, log.fsync.clone());
+        r.register_with_unit("samovar_raft_log_fsync_max", "The longest one", Unit::Seconds, log.fsync_max.clone());
     }
 
     /// The exposition, with what the node reports now.
@@ -158,6 +223,8 @@ impl Metrics {
         n.free.set(status.free_bytes);
         n.reserve.set(status.reserve_bytes);
         n.store.set(status.store_bytes);
+        n.data.set(status.data_bytes);
+        n.work(status);
         let mut text = String::with_capacity(16 << 10);
         encode(&mut text, &self.registry)?;
         Ok(text)
@@ -192,6 +259,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use samovar_node::view::{ApplyStages, RaftLogStatus};
+
     use super::*;
 
     #[test]
@@ -199,13 +268,20 @@ mod tests {
         let metrics = Metrics::new(false);
         metrics.request("GET", "/v1/keys/{key}", StatusCode::OK, Duration::from_millis(3));
         metrics.handshake("done");
-        let text = metrics.exposition(&Status { role: "leader", ..Status::default() }).expect("encodes");
+        let apply = ApplyStages { state_map_ns: 250_000_000, ..ApplyStages::default() };
+        let raft_log = RaftLogStatus { fsyncs: 7, fsync_time: Duration::from_millis(1500), ..RaftLogStatus::default() };
+        let status = Status { role: "leader", checkpoint_rounds: 3, apply, raft_log, ..Status::default() };
+        let text = metrics.exposition(&status).expect("encodes");
         for want in [
             "http_requests_total{method=\"GET\",route=\"/v1/keys/{key}\",status=\"200\"} 1\n",
             "http_request_duration_seconds_count{method=\"GET\",route=\"/v1/keys/{key}\"} 1\n",
             "samovar_tls_handshakes_total{result=\"done\"} 1\n",
             "samovar_raft_role{role=\"leader\"} 1\n",
             "samovar_store_free_bytes 0\n",
+            "samovar_apply_seconds_total{stage=\"state_map\"} 0.25\n",
+            "samovar_raft_log_fsyncs_total 7\n",
+            "samovar_raft_log_fsync_seconds_total 1.5\n",
+            "samovar_checkpoints_total 3\n",
             "# EOF\n",
         ] {
             assert!(text.contains(want), "expected {want:?} in\n{text}");
