@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
-use crate::command::Key;
+use crate::command::{Command, Key, OperationCommand};
 use crate::disk::Disk;
 use crate::entry::{self, Change, Entry};
 use crate::error::Error;
@@ -25,7 +25,7 @@ use crate::salts::Salts;
 use crate::state_root::{self, KeyHash, Slot, SlotState, StateMap};
 use crate::store::names::{self, Names};
 use crate::store::outcomes::Span;
-use crate::store::{Batch, Rows, Tree, entries};
+use crate::store::{Batch, Rows, Tree, entries, values};
 use crate::view::Head;
 
 /// Entries read at a time when replaying the chain log.
@@ -250,6 +250,49 @@ impl Ledger {
         Ok(head)
     }
 
+    /// The first block that was made by a raft entry after `raft_index`; one above the head if there is none.
+    pub(crate) fn first_block_after(&self, raft_index: u64) -> Result<u64, Error> {
+        let (mut low, mut high) = (1, self.chain().head.height + 1);
+        while low < high {
+            let middle = low.midpoint(high);
+            if block_row(&self.rows, middle)?.raft_index > raft_index { high = middle } else { low = middle + 1 }
+        }
+        Ok(low)
+    }
+
+    /// Index of the raft entry that made a block.
+    pub(crate) fn raft_index_of(&self, height: u64) -> Result<u64, Error> {
+        Ok(block_row(&self.rows, height)?.raft_index)
+    }
+
+    /// Writes the salts of a block again, from the command that made it. A power cut can keep rows that were not synced
+    /// yet and lose the salts written before them; the raft log has them for as long as that can be.
+    pub(crate) fn restore_salts(&self, height: u64, command: &Command) -> Result<(), Error> {
+        let Command::Writes { writes, .. } = command else { return Ok(()) };
+        let puts = writes.iter().flat_map(|w| &w.operations).filter_map(|operation| match operation {
+            OperationCommand::Put { value, salt, .. } => Some((entry::commitment(salt, value), salt)),
+            _ => None,
+        });
+        let salts: HashMap<_, _> = puts.collect();
+        let first = first_of_block(&self.rows, height)?;
+        let count = block_row(&self.rows, height)?.last + 1 - first;
+        let lines = entries::from(&self.rows, first, usize::try_from(count).unwrap_or(usize::MAX))?;
+        for (index, stored) in (first..).zip(lines) {
+            let entry = Entry::parse(&stored.line).map_err(|e| damaged_entry(index, &e))?;
+            let commitments = entry.changes().iter().filter_map(|change| match change {
+                Change::Put { commitment, .. } => Some(commitment),
+                _ => None,
+            });
+            for (slot, commitment) in (stored.slot..).zip(commitments) {
+                let held = matches!(values::one(&self.rows, slot)?, values::Stored::Ciphertext(_));
+                if let Some(salt) = salts.get(commitment).filter(|_| held) {
+                    self.salts.write(slot, *salt)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Hashes of a tile as far as `width`, from the rows or the right edge.
     pub(crate) fn tile(&self, chain: &Chain, level: u8, index: u64, width: u16) -> Result<Vec<u8>, Error> {
         if let Some(hashes) = chain.tree.edge_tile(level, index, width) {
@@ -278,22 +321,40 @@ fn rebuild_tree(rows: &Rows, size: u64) -> Result<merkle::Tree, Error> {
         .map_err(|e| Error::Corrupt(format!("the Merkle tree cannot be rebuilt: {e}")))
 }
 
-/// Last index and time of a block.
-pub(crate) fn block_row(rows: &Rows, height: u64) -> Result<(u64, u64), Error> {
+/// A block as its row says: index of its last entry, its time, and the raft entry that made it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockPlace {
+    pub last: u64,
+    pub time_ms: u64,
+    pub raft_index: u64,
+}
+
+impl BlockPlace {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        [self.last, self.time_ms, self.raft_index].map(u64::to_be_bytes).concat()
+    }
+}
+
+/// The row of a block.
+pub(crate) fn block_row(rows: &Rows, height: u64) -> Result<BlockPlace, Error> {
     if height == 0 {
         return Err(Error::NotFound("block 0".into()));
     }
     let row =
         rows.get(Tree::Blocks, &height.to_be_bytes())?.ok_or_else(|| Error::NotFound(format!("block {height}")))?;
-    match row.split_first_chunk::<8>().map(|(last, time)| (last, time.first_chunk::<8>())) {
-        Some((last, Some(time))) => Ok((u64::from_be_bytes(*last), u64::from_be_bytes(*time))),
+    match row.as_chunks::<8>() {
+        ([last, time_ms, raft_index], []) => Ok(BlockPlace {
+            last: u64::from_be_bytes(*last),
+            time_ms: u64::from_be_bytes(*time_ms),
+            raft_index: u64::from_be_bytes(*raft_index),
+        }),
         _ => Err(Error::Corrupt(format!("the row of block {height} is damaged"))),
     }
 }
 
 /// Index of the first entry of a block.
 pub(crate) fn first_of_block(rows: &Rows, height: u64) -> Result<u64, Error> {
-    if height <= 1 { Ok(0) } else { Ok(block_row(rows, height - 1)?.0 + 1) }
+    if height <= 1 { Ok(0) } else { Ok(block_row(rows, height - 1)?.last + 1) }
 }
 
 /// Brings state map and key names from their low-water marks up to the head, and compares the root.

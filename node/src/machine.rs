@@ -2,7 +2,8 @@
 //! randomness, no order of a hash map reaches what is hashed or answered.
 //!
 //! Crash order of a block: salts to their file, the rows in one atomic batch (with the position in the raft log), then the
-//! answer. What was not durable comes again from the raft log. An erase destroys its salts before the batch that says so.
+//! answer. What was not durable comes again from the raft log; so do salts that a power cut took from under rows that it
+//! left ([`Ledger::restore_salts`]). An erase destroys its salts before the batch that says so.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::command::{Command, Committed, Key, OperationCommand, Outcome, Refusal, WriteCommand};
 use crate::entry::{self, Block, Change, Cosigners, Entry, Membership, Transaction};
 use crate::error::Error;
-use crate::ledger::{Chain, HeadRow, Ledger, Touched, key_hash};
+use crate::ledger::{BlockPlace, Chain, HeadRow, Ledger, Touched, key_hash};
 use crate::merkle::{FullTile, leaf_hash};
 use crate::rt::CpuTimer;
 use crate::salts;
@@ -410,8 +411,8 @@ impl<'a> Draft<'a> {
         let last = self.next_index();
         let slots = self.first_slot + self.values.len() as u64;
         self.push_line(line, slots);
-        let row = [last.to_be_bytes(), self.time_ms.to_be_bytes()].concat();
-        self.batch.put(Tree::Blocks, &height.to_be_bytes(), row);
+        let place = BlockPlace { last, time_ms: self.time_ms, raft_index: self.chain.head.raft_index };
+        self.batch.put(Tree::Blocks, &height.to_be_bytes(), place.encode());
         for tile in self.full.drain(..) {
             let (low, high) = tile.hashes.split_at(tile.hashes.len() / 2);
             self.batch.put(Tree::Tiles, &tile_key(tile.level, tile.index, 0), low.to_vec());

@@ -481,3 +481,6 @@ impl Found {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

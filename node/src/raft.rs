@@ -92,6 +92,7 @@ impl Consensus {
     ) -> Result<Self, Error> {
         let log = RaftLog::open(Arc::clone(disk), directory, node, &wal::Config::default())?;
         check_log(&log, &ledger, begun)?;
+        restore_salts(&log, &ledger).await?;
         let durable = Durable::default();
         let syncing = Arc::clone(&ledger);
         let synced = rt::blocking(move || syncing.sync(false)).await;
@@ -238,6 +239,18 @@ fn config() -> Result<openraft::Config, Error> {
         ..Default::default()
     };
     config.validate().map_err(|e| Error::Invalid(format!("the Raft configuration: {e}")))
+}
+
+/// Writes the salts of all blocks again whose raft entries are still there: nothing else says that they are durable.
+async fn restore_salts(log: &RaftLog, ledger: &Ledger) -> Result<(), Error> {
+    let purged = log.purged().map_or(0, |id| id.index);
+    let head = ledger.chain().head.height;
+    for height in ledger.first_block_after(purged)?..=head {
+        if let Some(proposal) = log.proposal(ledger.raft_index_of(height)?).await? {
+            ledger.restore_salts(height, &Command::decode(&proposal.0)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// A raft log that ends before the store, or begins after it, has lost something.

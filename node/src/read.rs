@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::command::{Key, RESERVED_PREFIX};
 use crate::entry::{Change as EntryChange, Entry};
 use crate::error::Error;
-use crate::ledger::{Ledger, block_row, first_of_block, key_hash};
+use crate::ledger::{BlockPlace, Ledger, block_row, first_of_block, key_hash};
 use crate::machine::{HISTORY_STRIDE, damaged_entry, previous_of};
 use crate::salts;
 use crate::state_root::KeyHash;
@@ -35,7 +35,7 @@ impl Ledger {
             return Err(Error::NotFound(format!("block {height} (the head is block {head})")));
         }
         let revision = match newest.filter(|_| height > 0) {
-            Some(s) => self.revision_at(key, s.revision, s.versions, block_row(&self.rows, height)?.0)?,
+            Some(s) => self.revision_at(key, s.revision, s.versions, block_row(&self.rows, height)?.last)?,
             None => None,
         };
         let found = revision.map_or(Ok(Found::Absent), |revision| self.value(key, revision))?;
@@ -124,7 +124,10 @@ impl Ledger {
             // The salt goes before the row says so.
             return match values::one(&self.rows, slot)? {
                 values::Stored::Erased(erased_by) => Ok(Opening::Erased { erased_by }),
-                values::Stored::Ciphertext(_) => Err(Error::Unavailable("the value is being erased".into())),
+                values::Stored::Ciphertext(_) => Err(Error::Unavailable(format!(
+                    "the salt of revision {revision} is gone: it is being erased now, or the salt file is damaged; ask again, \
+                     and restore a backup if that does not help"
+                ))),
             };
         };
         Ok(Opening::Value { salt, value: salts::open(&salt, revision, ciphertext)?.into() })
@@ -237,7 +240,7 @@ impl Ledger {
         let (mut low, mut high) = (1, self.chain().head.height);
         while low < high {
             let middle = low.midpoint(high);
-            if block_row(&self.rows, middle)?.0 >= index { high = middle } else { low = middle + 1 }
+            if block_row(&self.rows, middle)?.last >= index { high = middle } else { low = middle + 1 }
         }
         Ok(low)
     }
@@ -293,7 +296,7 @@ impl Ledger {
 
     /// One block.
     pub(crate) fn block(&self, height: u64) -> Result<BlockRow, Error> {
-        let (last, time_ms) = block_row(&self.rows, height)?;
+        let BlockPlace { last, time_ms, .. } = block_row(&self.rows, height)?;
         let line: Bytes = entries::one(&self.rows, last)?.line.into();
         Ok(BlockRow { height, first: first_of_block(&self.rows, height)?, last, time_ms, line })
     }

@@ -7,11 +7,14 @@
 //!
 //! One [`Batch`] is atomic. Nothing is durable before [`Rows::sync`] returns.
 
+#[cfg(test)]
 use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+#[cfg(test)]
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
 
@@ -88,6 +91,7 @@ pub(crate) enum Rows {
     /// sled, on the operating system's file system.
     Sled(Arc<SledRows>),
     /// An ordered map for simulations; see [`MemoryRows`].
+    #[cfg(test)]
     Memory(Arc<MemoryRows>),
 }
 
@@ -95,6 +99,7 @@ impl Rows {
     pub(crate) fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         match self {
             Self::Sled(s) => s.fenced(|| Ok(s.tree(tree).get(key)?.map(|v| v.to_vec()))),
+            #[cfg(test)]
             Self::Memory(m) => Ok(m.lock().live.get(&(tree, key.to_vec())).cloned()),
         }
     }
@@ -106,6 +111,7 @@ impl Rows {
                 let found = s.tree(tree).range(..=key).next_back().transpose()?;
                 Ok(found.map(|(k, v)| (k.to_vec(), v.to_vec())))
             }),
+            #[cfg(test)]
             Self::Memory(m) => {
                 let state = m.lock();
                 let found = state.live.range(..=(tree, key.to_vec())).next_back();
@@ -121,6 +127,7 @@ impl Rows {
                 let rows = s.tree(tree).range(key..).take(limit);
                 rows.map(|r| r.map(|(k, v)| (k.to_vec(), v.to_vec()))).collect()
             }),
+            #[cfg(test)]
             Self::Memory(m) => {
                 let state = m.lock();
                 let rows = state.live.range((tree, key.to_vec())..).take_while(|((t, _), _)| *t == tree).take(limit);
@@ -133,6 +140,7 @@ impl Rows {
     pub(crate) fn commit(&self, batch: Batch) -> Result<(), Error> {
         match self {
             Self::Sled(s) => s.commit(batch),
+            #[cfg(test)]
             Self::Memory(m) => {
                 let mut state = m.lock();
                 for (tree, key, value) in &batch.0 {
@@ -151,6 +159,7 @@ impl Rows {
     pub(crate) fn sync(&self) -> Result<(), Error> {
         match self {
             Self::Sled(s) => s.sync(),
+            #[cfg(test)]
             Self::Memory(m) => {
                 let mut state = m.lock();
                 state.durable = state.live.clone();
@@ -164,6 +173,7 @@ impl Rows {
     pub(crate) fn disk_bytes(&self) -> u64 {
         match self {
             Self::Sled(s) => s.db.size_on_disk().unwrap_or(0),
+            #[cfg(test)]
             Self::Memory(m) => m.lock().live.values().map(|v| v.len() as u64).sum(),
         }
     }
@@ -288,8 +298,10 @@ fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> String {
         .unwrap_or_else(|| "it panicked".into())
 }
 
+#[cfg(test)]
 type MemoryBatch = Vec<(Tree, Vec<u8>, Option<Vec<u8>>)>;
 
+#[cfg(test)]
 #[derive(Default)]
 struct MemoryState {
     live: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
@@ -298,16 +310,17 @@ struct MemoryState {
 }
 
 /// Rows in memory with sled's manners at a power cut: of the batches that were not synced, some first ones survive.
+#[cfg(test)]
 #[derive(Default)]
 pub(crate) struct MemoryRows(Mutex<MemoryState>);
 
+#[cfg(test)]
 impl MemoryRows {
     fn lock(&self) -> std::sync::MutexGuard<'_, MemoryState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A power cut: keeps the durable rows and the first `survivors` of the batches since.
-    #[allow(dead_code, reason = "used by simulations in tests")]
     pub(crate) fn crash(&self, survivors: usize) {
         let mut state = self.lock();
         let mut rows = state.durable.clone();

@@ -96,10 +96,10 @@ impl Daemon {
                 self.child = None;
                 bail!("the daemon ended ({status}): {}", self.log());
             }
-            if let Ok(mut client) = self.client().await {
-                if client.get("/ready").await.is_ok_and(|a| a.status == 200) {
-                    return Ok(started.elapsed());
-                }
+            if let Ok(mut client) = self.client().await
+                && client.get("/ready").await.is_ok_and(|a| a.status == 200)
+            {
+                return Ok(started.elapsed());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

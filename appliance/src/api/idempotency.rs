@@ -45,13 +45,16 @@ fn key_of(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     value.to_str().map(Some).map_err(|_| Problem::invalid("Idempotency-Key must be ASCII"))
 }
 
+/// Principal and key of each request under way.
+type Claims = HashSet<(Arc<str>, String)>;
+
 /// The keys that are running on this node, per principal. Bounded by the requests in flight.
 #[derive(Default)]
-pub(crate) struct Running(Arc<Mutex<HashSet<(Arc<str>, String)>>>);
+pub(crate) struct Running(Arc<Mutex<Claims>>);
 
 /// A claim on a key; given up when dropped, also when the client goes away: the chain then answers the retry.
 pub(crate) struct Claim {
-    running: Arc<Mutex<HashSet<(Arc<str>, String)>>>,
+    running: Arc<Mutex<Claims>>,
     entry: (Arc<str>, String),
 }
 

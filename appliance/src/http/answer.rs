@@ -21,6 +21,8 @@ const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 /// Longest request id that is taken from a client, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Digits of a request id.
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Id of a request: the client's `X-Request-Id` when it is well-formed, else made here. For tracing only.
 #[derive(Debug, Clone)]
@@ -49,8 +51,9 @@ impl RequestId {
         // A bijection of the counter (multiplication by an odd number, then xor): ids never collide within a process.
         let n = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed;
         let mut text = [0u8; 16];
-        for (i, c) in text.iter_mut().enumerate() {
-            *c = b"0123456789abcdef"[usize::from((n >> (60 - 4 * i)) as u8 & 0xf)];
+        for (byte, pair) in n.to_be_bytes().into_iter().zip(text.chunks_exact_mut(2)) {
+            pair[0] = HEX[usize::from(byte >> 4)];
+            pair[1] = HEX[usize::from(byte & 0xf)];
         }
         Self(HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0")))
     }
