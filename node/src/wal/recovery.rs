@@ -216,6 +216,7 @@ impl Replay {
             Record::Base(id) => self.marks.base = Some(id),
             Record::Truncate(index) => {
                 self.index.truncate(index);
+                self.marks.truncate(index);
                 // Below the base: what stood on it was cut when the log was opened.
                 self.marks.base = self.marks.base.filter(|base| base.index < index);
             }
@@ -296,10 +297,10 @@ impl Replay {
         }
         if let Some(base) = torn_base {
             self.index.truncate(base.index.saturating_add(1));
+            self.marks.truncate(self.index.newest().map_or(0, |newest| newest + 1));
         }
         self.index.vote = self.marks.vote;
-        let last = self.index.last();
-        self.index.committed = self.marks.committed.filter(|id| last.is_some_and(|last| id.index <= last.index));
+        self.index.committed = self.marks.committed;
         let tail = self.index.newest();
         let offset = self.end.map_or(FIRST_FRAME, |end| end.offset);
         let marks = self.marks;

