@@ -1,3 +1,5 @@
 //! Tests of the binary, run as users run it. `tests/run` builds it first.
 
+mod bad_input;
+mod raw;
 mod walk;
