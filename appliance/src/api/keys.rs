@@ -5,7 +5,7 @@ use hyper::header::{
     CONTENT_ENCODING, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
     IF_MATCH, IF_NONE_MATCH,
 };
-use samovar_node::command::{MEDIA_TYPE_BYTES_MAX, RESERVED_PREFIX, VALUE_BYTES_MAX};
+use samovar_node::command::{KEY_BYTES_MAX, MEDIA_TYPE_BYTES_MAX, RESERVED_PREFIX, VALUE_BYTES_MAX};
 use samovar_node::view::{Change, Consistency, Found, Value, Version};
 use samovar_node::{Error, Key, Operation, Requirement, Write};
 use serde::Serialize;
@@ -133,6 +133,9 @@ pub(super) fn client_prefix(call: &Call) -> Result<&str, Problem> {
             "prefix",
             format!("may not begin with {RESERVED_PREFIX}: that range holds system state"),
         ));
+    }
+    if prefix.len() > KEY_BYTES_MAX {
+        return Err(Problem::parameter("prefix", format!("longer than any key: at most {KEY_BYTES_MAX} bytes")));
     }
     call.allow(prefix)?;
     Ok(prefix)
