@@ -41,7 +41,7 @@ class Ledger:
         command = [self.binary, "serve", "--config", str(config), "--data", str(self.data)]
         self.process = subprocess.Popen(command, stdout=self.journal, stderr=self.journal)
         # Whatever is started from here on trusts the ledger's CA and nothing else.
-        os.environ["SSL_CERT_FILE"] = str(self.data / "ca.pem")
+        os.environ["SSL_CERT_FILE"] = os.environ["CURL_CA_BUNDLE"] = str(self.data / "ca.pem")
         self.url = f"https://localhost:{self.port}"
         self.token = (self.data / "admin.token").read_text().strip()
         self.await_ready()
@@ -64,6 +64,13 @@ class Ledger:
 
     def get(self, path):
         return urllib.request.urlopen(f"{self.url}/{path}", timeout=30).read()
+
+    def settle(self):
+        """Waits until the checkpoint has caught up with the last write: the log then stays as it is."""
+        before, after = None, self.get("checkpoint")
+        while before != after:
+            time.sleep(1)
+            before, after = after, self.get("checkpoint")
 
     def stop(self):
         if self.process.poll() is None:

@@ -119,6 +119,7 @@ def main():
 def check(ledger, work):
     started = time.monotonic()
     rows, sample = load(ledger)
+    ledger.settle()
     ledger.run("export", "--tiles", str(work / "served" / "good"), "--quiet")
     size = int((work / "served" / "good" / "checkpoint").read_text().split("\n")[1])
     sample = {n: note for n, note in sample.items() if n < size}
