@@ -55,10 +55,10 @@ impl Etcd {
     async fn ready(&self, directory: &Path) -> Result<()> {
         let begun = Instant::now();
         while begun.elapsed() < READY_DEADLINE {
-            if let Ok(mut client) = self.client().await {
-                if client.get("/health").await.is_ok_and(|a| a.text().contains("true")) {
-                    return Ok(());
-                }
+            if let Ok(mut client) = self.client().await
+                && client.get("/health").await.is_ok_and(|a| a.text().contains("true"))
+            {
+                return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
