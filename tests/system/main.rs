@@ -1,5 +1,7 @@
 //! Tests of the binary, run as users run it. `tests/run` builds it first.
 
+mod api;
 mod bad_input;
 mod raw;
 mod walk;
+mod watch;
