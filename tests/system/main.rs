@@ -2,6 +2,7 @@
 
 mod api;
 mod bad_input;
+mod limits;
 mod raw;
 mod walk;
 mod watch;
