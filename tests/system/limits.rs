@@ -140,8 +140,8 @@ async fn long_targets_and_headers_are_refused() {
 enum End {
     /// The connection was closed between two requests, or refused.
     Closed,
-    /// A request was sent whole and no byte of an answer came.
-    Unanswered,
+    /// A request to write this key was sent, and the connection closed before a byte of an answer.
+    Unanswered(String),
     /// An answer broke off.
     Half,
 }
@@ -161,10 +161,15 @@ async fn write_until_the_end(dialer: Dialer, token: String, writer: usize) -> (V
             return (acknowledged, End::Closed);
         }
         match read_answer(&mut stream, false).await {
-            Ok(answer) if answer.status == 201 => acknowledged.push(key),
+            Ok(answer) if answer.status == 201 => {
+                acknowledged.push(key);
+                if answer.headers.get("connection").is_some_and(|c| c == "close") {
+                    return (acknowledged, End::Closed);
+                }
+            }
             Ok(answer) => assert_eq!(answer.status, 503, "while stopping: {}", answer.text()),
-            Err(error) if error.to_string().contains("it said \"\"") => return (acknowledged, End::Unanswered),
-            Err(error) if error.is::<std::io::Error>() => return (acknowledged, End::Unanswered),
+            Err(error) if error.to_string().contains("it said \"\"") => return (acknowledged, End::Unanswered(key)),
+            Err(error) if error.is::<std::io::Error>() => return (acknowledged, End::Unanswered(key)),
             Err(_) => return (acknowledged, End::Half),
         }
     }
@@ -186,8 +191,12 @@ async fn a_stop_answers_what_is_in_flight() {
     println!("stopped under load in {:?}", begun.elapsed());
     let ended = tokio::time::timeout(PATIENCE, writers.join_all()).await.expect("a writer hangs after the stop");
     let acknowledged: Vec<_> = ended.iter().flat_map(|(keys, _)| keys).collect();
-    let unanswered = ended.iter().filter(|(_, end)| *end == End::Unanswered).count();
-    println!("{} writes acknowledged, {unanswered} of {WRITERS} writers without a last answer", acknowledged.len());
+    let unanswered = |end: &(Vec<String>, End)| match &end.1 {
+        End::Unanswered(key) => Some(key.clone()),
+        End::Closed | End::Half => None,
+    };
+    let unanswered: Vec<_> = ended.iter().filter_map(unanswered).collect();
+    println!("{} writes acknowledged, {} of {WRITERS} last requests unread", acknowledged.len(), unanswered.len());
     assert!(acknowledged.len() >= WRITERS, "too little load: {} writes", acknowledged.len());
     assert!(ended.iter().all(|(_, end)| *end != End::Half), "an answer broke off");
     daemon.start().await.unwrap();
@@ -195,5 +204,9 @@ async fn a_stop_answers_what_is_in_flight() {
     for key in acknowledged {
         let answer = client.get(&format!("/v1/keys/{key}")).await.unwrap();
         assert_eq!(answer.status, 200, "{key} was acknowledged and is gone after the stop: {}", answer.text());
+    }
+    for key in unanswered {
+        let answer = client.get(&format!("/v1/keys/{key}")).await.unwrap();
+        assert_eq!(answer.status, 404, "{key} was written, but its request got no answer: {}", answer.text());
     }
 }
