@@ -190,6 +190,8 @@ async fn lists_come_in_pages() {
         }
     }
     assert_eq!(heights, (1..=heights.len() as u64).collect::<Vec<_>>(), "every block once");
+    let beyond = ledger.get(&format!("/v1/blocks?after={}", u64::MAX), 200).await.json().unwrap();
+    assert_eq!(beyond["blocks"], json!([]), "nothing comes after the last block there could be");
     let block = ledger.get("/v1/blocks/1", 200).await.json().unwrap();
     assert_eq!(block["height"], 1);
 }
