@@ -120,7 +120,9 @@ impl Row {
     /// The row as a failure shows it.
     fn shown(&self) -> String {
         let mut text = format!("{} {}", self.method, self.target.escape_ascii());
-        self.headers.iter().for_each(|h| drop(write!(text, " | {}", h.escape_ascii())));
+        for header in &self.headers {
+            let _ = write!(text, " | {}", header.escape_ascii());
+        }
         if !self.body.is_empty() {
             let _ = write!(text, " | {} bytes: {}", self.body.len(), self.body.escape_ascii());
         }
