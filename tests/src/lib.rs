@@ -3,6 +3,7 @@
 
 mod client;
 mod daemon;
+pub mod durability;
 
 pub use client::{Answer, Client};
 pub use daemon::{Daemon, Settings, binary};

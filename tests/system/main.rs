@@ -2,4 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says so by panicking")]
 
+mod damage;
+mod durability;
+mod erase;
+mod full_disk;
 mod walk;
