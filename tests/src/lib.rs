@@ -4,6 +4,7 @@
 pub mod bench;
 mod client;
 mod daemon;
+pub mod durability;
 
 pub use client::{Answer, Client};
 pub use daemon::{Daemon, Settings, binary};

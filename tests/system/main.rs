@@ -4,6 +4,10 @@
 
 mod api;
 mod bad_input;
+mod damage;
+mod durability;
+mod erase;
+mod full_disk;
 mod limits;
 mod raw;
 mod walk;

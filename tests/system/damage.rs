@@ -1,0 +1,186 @@
+//! Damage on a stopped node: served right, repaired, or refused with what to do. Never a wrong value.
+//!
+//! `SAMOVAR_DAMAGE` says how many cases; `SAMOVAR_SEED` repeats a run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+use samovar_tests::durability::{Load, Wrong, check, count, seed};
+use samovar_tests::{Daemon, Settings};
+
+/// What lies under the data directory and is damaged; a directory stands for one of its files.
+const TARGETS: [&str; 9] =
+    ["raft", "store/db", "state-map", "salts", "promise", "node.json", "keys", "tls", "admin.token"];
+/// What can be made again from the rest, so that a refusal would be a fault.
+const DERIVED: [&str; 1] = ["state-map"];
+/// Words of a next step: one of them stands in every refusal.
+const NEXT_STEPS: [&str; 6] = ["restore", "rejoin", "samovar ", "rebuilt", "replace", "remove"];
+const PAGE_BYTES: u64 = 4096;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    ServedRight,
+    Repaired,
+    RefusedAtStart,
+    RefusedWhenRead,
+}
+
+fn copy(from: &Path, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    let done = Command::new("cp").args(["-a", "--sparse=always"]).arg(from).arg(to).status().unwrap();
+    assert!(done.success(), "copying {}", from.display());
+}
+
+/// A file to damage: of a directory, one by chance.
+fn pick(data: &Path, target: &str, rng: &mut StdRng) -> PathBuf {
+    let path = data.join(target);
+    if !path.is_dir() {
+        return path;
+    }
+    let mut files: Vec<_> = fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()).collect();
+    files.sort();
+    files.choose(rng).unwrap_or_else(|| panic!("nothing in {}", path.display())).clone()
+}
+
+/// An offset of the file that holds data: most of a preallocated file is zeros that nobody reads.
+fn used_offset(bytes: &[u8], rng: &mut StdRng) -> u64 {
+    let end = bytes.iter().rposition(|b| *b != 0).map_or(1, |at| at + 1) as u64;
+    rng.gen_range(0..end)
+}
+
+/// Damages a file; says how.
+fn damage(path: &Path, rng: &mut StdRng) -> String {
+    let bytes = fs::read(path).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    let at = used_offset(&bytes, rng);
+    let index = usize::try_from(at).unwrap();
+    match rng.gen_range(0..3) {
+        0 => {
+            let bit = rng.gen_range(0..8);
+            let byte = bytes.get(index).copied().unwrap_or(0) ^ (1 << bit);
+            file.write_all_at(&[byte], at).unwrap();
+            format!("bit {bit} of byte {at} flipped")
+        }
+        1 => {
+            let from = at - at % PAGE_BYTES;
+            let length = PAGE_BYTES.min(bytes.len() as u64 - from);
+            file.write_all_at(&vec![0; usize::try_from(length).unwrap()], from).unwrap();
+            format!("page at {from} zeroed")
+        }
+        _ => {
+            file.set_len(at).unwrap();
+            format!("cut to {at} bytes")
+        }
+    }
+}
+
+/// Whether a refusal says what to do about the file.
+fn names_a_next_step(said: &str, target: &str) -> bool {
+    let part = target.split('/').next().unwrap_or(target);
+    let named = [part, part.trim_end_matches('s'), if part == "raft" { "raft log" } else { part }];
+    named.iter().any(|name| said.contains(name)) && NEXT_STEPS.iter().any(|step| said.contains(step))
+}
+
+/// Starts on what is left, and classifies; `Err` is a fault of the product.
+async fn outcome(data: &Path, port: u16, target: &str, load: &mut Load, rng: &mut StdRng) -> Result<Outcome, String> {
+    let token = fs::read(data.join("admin.token")).ok();
+    let mut daemon = Daemon::existing(data, port, Settings::default());
+    if let Err(error) = daemon.start().await {
+        let said = format!("{error:#}");
+        return match () {
+            () if said.contains("not ready") => Err(format!("neither served nor refused: {said}")),
+            () if said.contains("signal") => Err(format!("died by a signal: {said}")),
+            () if said.contains("panicked at") && !said.contains("store") => Err(format!("panicked: {said}")),
+            () if DERIVED.contains(&target) => Err(format!("refused, though it could be made again: {said}")),
+            () if !names_a_next_step(&said, target) => Err(format!("refused without file or next step: {said}")),
+            () => Ok(Outcome::RefusedAtStart),
+        };
+    }
+    drop(token);
+    let checked = check(&daemon, load, rng).await;
+    let log = daemon.log();
+    match checked {
+        Ok(_) if log.contains(" WARN ") => Ok(Outcome::Repaired),
+        Ok(_) => Ok(Outcome::ServedRight),
+        Err(error) if error.is::<Wrong>() => Err(format!("{error:#}\n{log}")),
+        Err(error) if !names_a_next_step(&log, target) => Err(format!("failed without a next step: {error:#}\n{log}")),
+        Err(_) => Ok(Outcome::RefusedWhenRead),
+    }
+}
+
+/// A ledger with some history, stopped or killed, and who knows what is in it.
+async fn ledger(data: &Path, seed: u64, killed: bool) -> (Load, u16) {
+    let mut daemon = Daemon::create(data, Settings::default()).await.unwrap();
+    let mut load = Load::new(seed);
+    load.begin(&daemon).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    load.end().await.unwrap();
+    let ended = if killed { daemon.kill() } else { daemon.stop() };
+    ended.unwrap();
+    (load, daemon.port())
+}
+
+#[tokio::test]
+async fn damage_never_gives_a_wrong_value() {
+    let seed = seed("damage_never_gives_a_wrong_value");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let sound = [directory.path().join("stopped"), directory.path().join("killed")];
+    let mut loads = [ledger(&sound[0], seed, false).await, ledger(&sound[1], seed + 1, true).await];
+    let (mut counts, mut faults) = (BTreeMap::<(&str, Outcome), u64>::new(), Vec::new());
+    let cases = usize::try_from(count("SAMOVAR_DAMAGE", 40)).unwrap();
+    let data = directory.path().join("data");
+    for case in 0..cases {
+        let (target, which) = (TARGETS[case % TARGETS.len()], case / TARGETS.len() % 2);
+        copy(&sound[which], &data);
+        let path = pick(&data, target, &mut rng);
+        let how = damage(&path, &mut rng);
+        let what = format!("case {case}, {} of a {} ledger, {how}", path.display(), ["stopped", "killed"][which]);
+        let (load, port) = &mut loads[which];
+        // The token of a client is its own business: it has the one that is written there.
+        if target == "admin.token" {
+            fs::copy(sound[which].join("admin.token"), &path).unwrap();
+        }
+        match outcome(&data, *port, target, load, &mut rng).await {
+            Ok(outcome) => {
+                println!("{what}: {outcome:?}");
+                *counts.entry((target, outcome)).or_default() += 1;
+            }
+            Err(fault) => faults.push(format!("{what}: {fault}")),
+        }
+    }
+    for ((target, outcome), count) in &counts {
+        println!("RESULT damage: {target} {outcome:?} {count}");
+    }
+    assert!(faults.is_empty(), "seed {seed}: {} of {cases} cases:\n{}", faults.len(), faults.join("\n\n"));
+}
+
+#[tokio::test]
+async fn what_is_derived_comes_again_and_what_is_not_is_asked_for() {
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let sound = directory.path().join("sound");
+    let (mut load, port) = ledger(&sound, 1, true).await;
+    let mut rng = StdRng::seed_from_u64(1);
+    let data = directory.path().join("data");
+    copy(&sound, &data);
+    fs::remove_file(data.join("state-map")).unwrap();
+    // `check` compares with the root recomputed from the entries.
+    let derived = outcome(&data, port, "state-map", &mut load, &mut rng).await;
+    assert!(matches!(derived, Ok(Outcome::ServedRight | Outcome::Repaired)), "without state-map: {derived:?}");
+
+    // Until the first release the raft log holds everything; afterwards only what is newer than the store.
+    let (_, port) = ledger(&directory.path().join("stopped"), 2, false).await;
+    copy(&directory.path().join("stopped"), &data);
+    fs::remove_dir_all(data.join("store")).unwrap();
+    let mut daemon = Daemon::existing(&data, port, Settings::default());
+    let refused = daemon.start().await.expect_err("a store that is gone must not be taken for an empty ledger");
+    let said = format!("{refused:#}");
+    assert!(said.contains("store") && said.contains("restore a backup"), "expected what to do, got: {said}");
+}
