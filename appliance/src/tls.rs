@@ -157,16 +157,22 @@ pub(crate) fn load(data: &Path) -> Result<Arc<rustls::ServerConfig>> {
     };
     let chain = CertificateDer::pem_slice_iter(&read(NODE_CERTIFICATE_FILE)?)
         .collect::<Result<Vec<_>, _>>()
-        .with_context(|| format!("{} holds no certificate in PEM", directory.join(NODE_CERTIFICATE_FILE).display()))?;
-    let key = PrivateKeyDer::from_pem_slice(&read(NODE_KEY_FILE)?)
-        .with_context(|| format!("{} holds no private key in PEM", directory.join(NODE_KEY_FILE).display()))?;
+        .with_context(|| {
+            format!(
+                "{} holds no certificate in PEM: restore it from a backup",
+                directory.join(NODE_CERTIFICATE_FILE).display()
+            )
+        })?;
+    let key = PrivateKeyDer::from_pem_slice(&read(NODE_KEY_FILE)?).with_context(|| {
+        format!("{} holds no private key in PEM: restore it from a backup", directory.join(NODE_KEY_FILE).display())
+    })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .context("choosing TLS versions")?
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .context("the node's certificate and key do not fit")?;
+        .context("the node's certificate and key in tls/ do not fit: restore both from a backup")?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = rustls::crypto::ring::Ticketer::new().context("making session ticket keys")?;
     Ok(Arc::new(config))

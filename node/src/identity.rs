@@ -125,7 +125,8 @@ fn make_key(disk: &dyn Disk, data: &Path, which: &str, name: &str, scheme: Schem
 fn load_key(disk: &dyn Disk, data: &Path, which: &str, vkey: &str) -> Result<Signer, Error> {
     let path = key_path(data, which);
     let damaged = |what: &str| Error::Corrupt(format!("{} {what}: restore it from a backup", path.display()));
-    let public = VerifierKey::parse(vkey).map_err(|e| Error::Corrupt(format!("node.json: key of the {which}: {e}")))?;
+    let public = VerifierKey::parse(vkey)
+        .map_err(|e| Error::Corrupt(format!("node.json: key of the {which}: {e}; restore the file from a backup")))?;
     let bytes = durable::read(disk, &path)?.ok_or_else(|| damaged("is missing"))?;
     let seed: [u8; SEED_BYTES] = bytes.try_into().map_err(|_| damaged("has the wrong length"))?;
     let signer = Signer::from_seed(public.name(), public.scheme(), &seed).map_err(|e| damaged(&e.to_string()))?;

@@ -124,10 +124,13 @@ impl Ledger {
             // The salt goes before the row says so.
             return match values::one(&self.rows, slot)? {
                 values::Stored::Erased(erased_by) => Ok(Opening::Erased { erased_by }),
-                values::Stored::Ciphertext(_) => Err(Error::Unavailable(format!(
-                    "the salt of revision {revision} is gone: it is being erased now, or the salt file is damaged; ask again, \
+                values::Stored::Ciphertext(_) => {
+                    tracing::warn!(revision, "a salt is gone that no entry erased; if it stays so, restore a backup");
+                    Err(Error::Unavailable(format!(
+                        "the salt of revision {revision} is gone: it is being erased now, or the salt file is damaged; ask again, \
                      and restore a backup if that does not help"
-                ))),
+                    )))
+                }
             };
         };
         Ok(Opening::Value { salt, value: salts::open(&salt, revision, ciphertext)?.into() })

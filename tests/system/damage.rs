@@ -16,7 +16,7 @@ use samovar_tests::durability::{Load, Wrong, check, count, seed};
 use samovar_tests::{Daemon, Settings};
 
 /// What lies under the data directory and is damaged; a directory stands for one of its files.
-const TARGETS: [&str; 9] =
+const TARGETS: [&str; 8] =
     ["raft", "store/db", "state-map", "salts", "promise", "node.json", "keys", "tls", "admin.token"];
 /// What can be made again from the rest, so that a refusal would be a fault.
 const DERIVED: [&str; 1] = ["state-map"];
@@ -128,6 +128,7 @@ async fn ledger(data: &Path, seed: u64, killed: bool) -> (Load, u16) {
 }
 
 #[tokio::test]
+#[ignore = "cases are drawn at random; `tests/run long` runs 200 of them"]
 async fn damage_never_gives_a_wrong_value() {
     let seed = seed("damage_never_gives_a_wrong_value");
     let mut rng = StdRng::seed_from_u64(seed);
@@ -144,10 +145,6 @@ async fn damage_never_gives_a_wrong_value() {
         let how = damage(&path, &mut rng);
         let what = format!("case {case}, {} of a {} ledger, {how}", path.display(), ["stopped", "killed"][which]);
         let (load, port) = &mut loads[which];
-        // The token of a client is its own business: it has the one that is written there.
-        if target == "admin.token" {
-            fs::copy(sound[which].join("admin.token"), &path).unwrap();
-        }
         match outcome(&data, *port, target, load, &mut rng).await {
             Ok(outcome) => {
                 println!("{what}: {outcome:?}");

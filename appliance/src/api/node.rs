@@ -83,7 +83,7 @@ pub(crate) async fn ready(call: Call) -> Handled {
     }
     call.app.node.barrier().await?;
     if call.query.text("for").is_some() {
-        call.app.node.room()?;
+        call.app.node.room().map_err(|e| Problem::unavailable(e.to_string()))?;
     }
     render::json(StatusCode::OK, &Health { status: "ready" })
 }
