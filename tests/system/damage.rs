@@ -16,8 +16,7 @@ use samovar_tests::durability::{Load, Wrong, check, count, seed};
 use samovar_tests::{Daemon, Settings};
 
 /// What lies under the data directory and is damaged; a directory stands for one of its files.
-const TARGETS: [&str; 8] =
-    ["raft", "store/db", "state-map", "salts", "promise", "node.json", "keys", "tls", "admin.token"];
+const TARGETS: [&str; 8] = ["raft", "store/db", "state-map", "salts", "promise", "node.json", "keys", "tls"];
 /// What can be made again from the rest, so that a refusal would be a fault.
 const DERIVED: [&str; 1] = ["state-map"];
 /// Words of a next step: one of them stands in every refusal.
