@@ -169,7 +169,7 @@ impl FrameBuilder {
         self.bytes[12..16].copy_from_slice(&header.previous.to_le_bytes());
         self.bytes[16..24].copy_from_slice(&header.sequence.to_le_bytes());
         self.bytes[24..32].copy_from_slice(&header.durable.to_le_bytes());
-        let padded = self.bytes.len().next_multiple_of(ALIGNMENT as usize);
+        let padded = self.bytes.len().next_multiple_of(usize::try_from(ALIGNMENT).unwrap_or(1));
         self.bytes.resize(padded, 0);
         (checksum, &self.bytes)
     }

@@ -149,6 +149,7 @@ impl Index {
         let removed = self.entries.split_off(&index);
         self.forget_payloads(&removed);
         self.cached_from = self.cached_from.min(index);
+        self.committed = self.committed.filter(|id| id.index < index);
     }
 
     /// Hides entries up to `mark`. They are kept until [`Index::forget`]: a crash before that brings them back, so a

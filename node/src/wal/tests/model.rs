@@ -10,7 +10,8 @@ struct Held {
     vote: Option<Vote>,
     committed: Option<EntryId>,
     purged: Option<EntryId>,
-    base: Option<EntryId>,
+    /// The first and the newest purge that entries stand on without its being durable.
+    base: Option<(EntryId, EntryId)>,
     entries: BTreeMap<u64, (EntryId, Bytes)>,
 }
 
@@ -28,16 +29,17 @@ impl Held {
         let mut held = self.clone();
         let visible = held.purged.map_or(0, |mark| mark.index + 1);
         held.entries = held.entries.split_off(&visible);
-        if let Some(base) = held.base.take() {
-            held.entries.split_off(&(base.index + 1));
+        if let Some((first, _)) = held.base.take() {
+            held.truncate(first.index + 1);
+            let next = held.entries.keys().next_back().map_or(0, |last| last + 1);
+            held.truncate(next);
         }
-        let last = held.last();
-        held.committed = held.committed.filter(|id| last.is_some_and(|last| id.index <= last.index));
         held
     }
 
-    fn last(&self) -> Option<EntryId> {
-        self.entries.values().next_back().map(|(id, _)| *id).or(self.purged)
+    fn truncate(&mut self, from: u64) {
+        self.entries.split_off(&from);
+        self.committed = self.committed.filter(|id| id.index < from);
     }
 }
 
@@ -106,11 +108,6 @@ impl Model {
 
     /// The log was opened again: it must be what some acknowledged prefix left.
     async fn check_opened(&mut self, wal: &Wal, seed: u64) {
-        if std::env::var("SAMOVAR_SEED").is_ok() {
-            for s in &self.states {
-                eprintln!("STATE {s:?}");
-            }
-        }
         let read = wal.read(0..u64::MAX, usize::MAX).await.unwrap();
         let found = Held {
             vote: wal.vote(),
@@ -174,10 +171,12 @@ async fn step(wal: &Wal, model: &mut Model, rng: &mut StdRng, disk: &SimDisk, se
             wal.save_committed(id)
         }
         13 => {
-            let ids: Vec<_> = model.visible().map(|(id, _)| id.index).collect();
+            // What state holds is committed, and never truncated.
+            let applied = model.state_durable.map_or(0, |durable| durable.index + 1);
+            let ids: Vec<_> = model.visible().map(|(id, _)| id.index).filter(|index| *index >= applied).collect();
             let Some(&from) = ids.get(ids.len().saturating_sub(rng.gen_range(1..6))) else { return Ok(()) };
             model.term += 1;
-            let _ = model.change(|held| drop(held.entries.split_off(&from)));
+            let _ = model.change(|held| held.truncate(from));
             wal.truncate(from)
         }
         14 => purge_both(wal, model, rng),
@@ -201,7 +200,7 @@ fn append_to_both(wal: &Wal, model: &mut Model, entries: Vec<(EntryId, Bytes)>) 
         && tail.is_none_or(|tail| tail < mark.index)
         && first > mark.index
     {
-        let _ = model.change(|held| held.base = Some(mark));
+        let _ = model.change(|held| held.base = Some((held.base.map_or(mark, |(first, _)| first), mark)));
     }
     // A batch may be split where a segment ends, so a crash may leave a part of it.
     let mut done: Done = Box::new(|_| ());
@@ -232,7 +231,7 @@ fn release_in_model(model: &mut Model) -> Option<Done> {
     model.released = Some(mark);
     Some(model.change(|held| {
         held.purged = Some(mark);
-        held.base = held.base.filter(|base| base.index > mark.index);
+        held.base = held.base.filter(|(_, newest)| newest.index > mark.index);
     }))
 }
 
@@ -258,15 +257,36 @@ async fn release_both(wal: &Wal, model: &mut Model, rng: &mut StdRng, disk: &Sim
 /// No file holds an entry at or below the durable mark.
 fn check_sealed(model: &Model, disk: &SimDisk, seed: u64) {
     let mark = model.released.unwrap();
-    let kept: std::collections::BTreeSet<&Bytes> =
-        model.now().entries.range(mark.index + 1..).map(|(_, (_, payload))| payload).collect();
+    let left = markers(disk);
     for state in &model.states {
         for (index, (_, payload)) in state.entries.range(..=mark.index) {
-            let end = payload.iter().position(|byte| *byte == b'>').unwrap();
-            let found = holding(disk, &payload[..=end]);
-            assert!(kept.contains(payload) || found.is_empty(), "seed {seed}: entry {index} is left in {found:?}");
+            assert!(
+                !left.contains(marker(payload)),
+                "seed {seed}: entry {index} is left on disk, purged up to {mark:?}"
+            );
         }
     }
+}
+
+/// What names a payload, `<number>`.
+fn marker(payload: &[u8]) -> &[u8] {
+    let end = payload.iter().position(|byte| *byte == b'>').unwrap();
+    &payload[..=end]
+}
+
+/// The markers of all payloads that any file holds.
+fn markers(disk: &SimDisk) -> std::collections::BTreeSet<Vec<u8>> {
+    let contents = disk.files().into_iter().map(|path| disk.contents(&path).unwrap());
+    let mut found = std::collections::BTreeSet::new();
+    for bytes in contents {
+        for part in bytes.split(|byte| *byte == b'<').skip(1) {
+            let digits = part.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            if part.get(digits) == Some(&b'>') {
+                found.insert([b"<", &part[..=digits]].concat());
+            }
+        }
+    }
+    found
 }
 
 /// Opens the log, with crashes while it opens.
@@ -302,8 +322,8 @@ fn live(disk: &SimDisk, model: &mut Model, rng: &mut StdRng, seed: u64) {
             disk.crash_at(disk.durable_operations() + rng.gen_range(1..20), point(rng));
         }
         for _ in 0..steps {
-            if step(&wal, model, rng, disk, seed).await.is_err() {
-                assert!(disk.is_dead(), "seed {seed}: the log ended without a crash");
+            if let Err(error) = step(&wal, model, rng, disk, seed).await {
+                assert!(disk.is_dead(), "seed {seed}: the log ended without a crash: {error}");
                 break;
             }
             if !disk.is_dead() {
