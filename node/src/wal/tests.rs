@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::disk::sim::SimDisk;
 
+mod damage;
 mod model;
 
 /// Small enough that a few dozen entries fill several.
