@@ -249,3 +249,71 @@ fn what_changes_under_an_open_log_is_not_read() {
     println!("{right} reads were right, {refused} refused");
     assert!(refused > 50, "one bit in an entry must be seen, {refused} of 300 were");
 }
+
+fn segment(number: u64) -> PathBuf {
+    directory().join(format!("{number:016x}.wal"))
+}
+
+/// Queues an append whose frame reaches the disk and whose fsync does not.
+async fn append_unsynced(disk: &SimDisk, wal: &Wal, entries: Vec<(EntryId, Bytes)>) {
+    disk.crash_at(disk.durable_operations() + 1, CrashPoint::Before);
+    wait(|done| wal.append(entries, done)).await.expect_err("the machine stops before the fsync");
+}
+
+#[test]
+fn nothing_of_a_torn_tail_is_left_to_meet_new_frames() {
+    let mut kept_behind = 0;
+    for seed in 0..200 {
+        let disk = SimDisk::new(seed);
+        simulate(seed, async {
+            let wal = open(&disk).unwrap();
+            append(&wal, 1, 0..1, 0).await.unwrap();
+            wal.save_committed(id(1, 0)).unwrap();
+            rt::sleep(Duration::from_secs(1)).await;
+            append_unsynced(&disk, &wal, vec![(id(1, 1), payload(1, 0))]).await;
+        });
+        disk.crash();
+        let bytes = disk.contents(&segment(1)).unwrap();
+        let is_kept = |frame: usize| bytes[4096 + frame * 512] != 0;
+        kept_behind += u64::from(!is_kept(1) && is_kept(2));
+        for restart in 0..2 {
+            simulate(seed, async {
+                let wal = open(&disk).unwrap_or_else(|error| panic!("seed {seed}, restart {restart}: {error}"));
+                let next = wal.last().map_or(0, |last| last.index + 1);
+                append(&wal, 2, next..next + 1, 0).await.unwrap();
+            });
+        }
+    }
+    assert!(kept_behind > 10, "a frame is to be lost with the one behind it kept, it was {kept_behind} times");
+}
+
+#[test]
+fn a_segment_whose_beginning_was_torn_gets_the_vote_again() {
+    let mut torn = 0;
+    for seed in 0..200 {
+        let disk = SimDisk::new(seed);
+        let vote = Vote { term: 7, node: 2, committed: false };
+        let acknowledged = simulate(seed, async {
+            let wal = open(&disk).unwrap();
+            wait(|done| wal.save_vote(vote, Some(done))).await.unwrap();
+            append(&wal, 1, 0..1, 3400).await.unwrap();
+            append_unsynced(&disk, &wal, vec![(id(1, 1), payload(1, 3000))]).await;
+            wal.vote()
+        });
+        assert_eq!(acknowledged, Some(vote));
+        disk.crash();
+        let bytes = disk.contents(&segment(2)).unwrap();
+        torn += u64::from(bytes[4096] == 0 && bytes[4096..].iter().any(|byte| *byte != 0));
+        simulate(seed, async {
+            let wal = open(&disk).unwrap();
+            let next = wal.last().unwrap().index + 1;
+            append(&wal, 1, next..next + 3, 200).await.unwrap();
+            wal.purge(id(1, next)).unwrap();
+            wait(|done| wal.release(id(1, next), false, done)).await.unwrap();
+        });
+        assert!(disk.contents(&segment(1)).is_none(), "seed {seed}: the segment that took the vote is gone");
+        let found = simulate(seed, async { open(&disk).unwrap().vote() });
+        assert_eq!(found, Some(vote), "seed {seed}");
+    }
+    assert!(torn > 10, "the beginning of the segment is to be torn, it was {torn} times");
+}

@@ -1,5 +1,6 @@
 //! Random changes of a log, crashes and restarts, against a plain model: after a restart, the log is what it was after
-//! some prefix of the changes queued, and that prefix holds everything that was acknowledged.
+//! some prefix of the changes queued, and that prefix holds everything that was acknowledged. `SAMOVAR_SEED` runs one
+//! seed, `SAMOVAR_SEEDS` that many.
 
 use super::*;
 use crate::disk::sim::CrashPoint;
@@ -349,8 +350,9 @@ fn run(seed: u64) -> u64 {
 
 #[test]
 fn random_changes_and_crashes_lose_nothing_acknowledged() {
-    let only: Option<u64> = std::env::var("SAMOVAR_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = only.map_or(0..3000, |seed| seed..seed + 1);
+    let number = |name| std::env::var(name).ok().and_then(|value: String| value.parse::<u64>().ok());
+    let only = number("SAMOVAR_SEED");
+    let seeds = only.map_or(0..number("SAMOVAR_SEEDS").unwrap_or(3000), |seed| seed..seed + 1);
     let sealed: u64 = seeds.map(run).sum();
     assert!(only.is_some() || sealed > 1000, "the runs are to seal often, they did {sealed} times");
 }
