@@ -4,6 +4,9 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::entry;
+use crate::error::Error;
+
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 512;
 /// Longest media type, in bytes.
@@ -47,7 +50,17 @@ impl Key {
         Self::checked(text)
     }
 
+    /// A key that was checked when it was written.
+    pub(crate) fn stored(text: String) -> Self {
+        Self(text)
+    }
+
     fn checked(text: &str) -> Result<Self, String> {
+        Self::check(text).map(|()| Self(text.to_owned()))
+    }
+
+    /// Whether a text is a key, of a client or of the system state.
+    pub(crate) fn check(text: &str) -> Result<(), String> {
         if text.is_empty() {
             return Err("a key has at least one byte".into());
         }
@@ -57,7 +70,7 @@ impl Key {
         if let Some(c) = text.chars().find(|c| c.is_control()) {
             return Err(format!("a key has no control characters, this one has U+{:04X}", u32::from(c)));
         }
-        Ok(Self(text.to_owned()))
+        Ok(())
     }
 
     /// The key as text.
@@ -195,4 +208,179 @@ pub enum Refusal {
     },
     /// The `Idempotency-Key` was used for another request.
     IdempotencyMismatch,
+}
+
+/// What is replicated. The first byte of its encoding is the format version; the rest is postcard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Command {
+    /// Transactions that share a block.
+    Writes {
+        /// Wall clock of the proposer, milliseconds since 1970.
+        time_ms: u64,
+        /// In the order in which they are applied.
+        writes: Vec<WriteCommand>,
+    },
+    /// A change of the keys that sign checkpoints.
+    Cosigners {
+        /// Wall clock of the proposer, milliseconds since 1970.
+        time_ms: u64,
+        /// Id of the principal.
+        author: String,
+        /// Verifier key of the log.
+        log: String,
+        /// Verifier keys of the cosigners.
+        cosigners: Vec<String>,
+        /// The policy, as C2SP tlog-policy.
+        policy: String,
+    },
+}
+
+/// A [`Write`] as proposed: with the randomness that apply may not draw itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WriteCommand {
+    pub author: String,
+    pub requirements: Vec<Requirement>,
+    pub operations: Vec<OperationCommand>,
+    pub idempotency: Option<Idempotency>,
+    /// Makes a write that was forwarded twice apply once.
+    pub proposal: Option<ProposalId>,
+}
+
+/// An [`Operation`] with its salt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum OperationCommand {
+    Put { key: Key, value: Bytes, media_type: String, blob: bool, salt: [u8; 32] },
+    Delete { key: Key },
+    Erase { key: Key, revision: u64 },
+}
+
+impl OperationCommand {
+    /// The key that the operation names.
+    pub(crate) fn key(&self) -> &Key {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } | Self::Erase { key, .. } => key,
+        }
+    }
+}
+
+/// Names one forwarded write: node, boot of that node, sequence within the boot. Never chosen by a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProposalId {
+    pub node: u64,
+    pub boot: u64,
+    pub sequence: u64,
+}
+
+const COMMAND_VERSION: u8 = 1;
+
+impl Command {
+    /// Encodes the command as it is written to the raft log.
+    pub(crate) fn encode(&self) -> Bytes {
+        // postcard fails on sequences of unknown length only, and there are none.
+        let encoded = postcard::to_extend(self, vec![COMMAND_VERSION]).unwrap_or_default();
+        Bytes::from(encoded)
+    }
+
+    /// Decodes a command.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for bytes of another format version, or that are no command.
+    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, Error> {
+        match bytes.split_first() {
+            Some((&COMMAND_VERSION, rest)) => {
+                postcard::from_bytes(rest).map_err(|e| Error::Corrupt(format!("a command in the raft log: {e}")))
+            }
+            Some((version, _)) => Err(Error::Corrupt(format!(
+                "the raft log holds commands of format {version}, this version reads {COMMAND_VERSION}: start the newer version again"
+            ))),
+            None => Err(Error::Corrupt("an empty command in the raft log".into())),
+        }
+    }
+}
+
+impl WriteCommand {
+    /// Checks a write against the limits and gives each put its salt.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] or [`Error::TooLarge`].
+    pub(crate) fn prepare(write: Write, mut fill: impl FnMut(&mut [u8])) -> Result<Self, Error> {
+        write.check()?;
+        let operations = write
+            .operations
+            .into_iter()
+            .map(|operation| match operation {
+                Operation::Put { key, value, media_type, blob } => {
+                    let mut salt = [0; 32];
+                    fill(&mut salt);
+                    OperationCommand::Put { key, value, media_type, blob, salt }
+                }
+                Operation::Delete { key } => OperationCommand::Delete { key },
+                Operation::Erase { key, revision } => OperationCommand::Erase { key, revision },
+            })
+            .collect();
+        Ok(Self {
+            author: write.author,
+            requirements: write.requirements,
+            operations,
+            idempotency: write.idempotency,
+            proposal: None,
+        })
+    }
+
+    /// Bytes that the write adds to a proposal, roughly; what a block's size is bounded by.
+    pub(crate) fn weight(&self) -> usize {
+        let operations: usize = self
+            .operations
+            .iter()
+            .map(|o| match o {
+                OperationCommand::Put { key, value, media_type, .. } => {
+                    key.as_str().len() + value.len() + media_type.len() + 48
+                }
+                OperationCommand::Delete { key } | OperationCommand::Erase { key, .. } => key.as_str().len() + 16,
+            })
+            .sum();
+        operations + self.requirements.len() * 64 + self.author.len() + 64
+    }
+}
+
+impl Write {
+    fn check(&self) -> Result<(), Error> {
+        if self.operations.is_empty() {
+            return Err(Error::Invalid("a transaction has at least one operation".into()));
+        }
+        if self.operations.len() > OPERATIONS_MAX || self.requirements.len() > OPERATIONS_MAX {
+            return Err(Error::Invalid(format!(
+                "a transaction has at most {OPERATIONS_MAX} operations and as many requirements"
+            )));
+        }
+        let mut keys = std::collections::HashSet::new();
+        let mut total = 0;
+        for operation in &self.operations {
+            if !keys.insert(operation.key()) {
+                return Err(Error::Invalid(format!("the key {:?} is named twice", operation.key().as_str())));
+            }
+            if let Operation::Put { value, media_type, .. } = operation {
+                check_media_type(media_type)?;
+                limit("value", value.len(), VALUE_BYTES_MAX)?;
+                total += value.len();
+            }
+        }
+        limit("transaction", total, VALUE_BYTES_MAX)?;
+        limit("entry", entry::transaction_bytes_max(&self.author, &self.operations), ENTRY_BYTES_MAX)
+    }
+}
+
+fn check_media_type(text: &str) -> Result<(), Error> {
+    limit("media type", text.len(), MEDIA_TYPE_BYTES_MAX)?;
+    if text.is_empty() || text.bytes().any(|b| !(0x20..0x7f).contains(&b)) {
+        return Err(Error::Invalid("a media type is visible ASCII, as in text/plain".into()));
+    }
+    Ok(())
+}
+
+fn limit(what: &'static str, size: usize, limit: usize) -> Result<(), Error> {
+    if size > limit {
+        return Err(Error::TooLarge { what, size: size as u64, limit: limit as u64 });
+    }
+    Ok(())
 }

@@ -3,14 +3,31 @@
 //! Nothing in this crate knows HTTP, TLS, a configuration file or the wall clock of the machine except through
 //! [`rt`] and [`disk`]; that is what lets a simulation run this very code. [`Node`] is the only door.
 
+pub mod checkpoint;
 pub mod command;
 pub mod disk;
+pub mod entry;
 pub mod error;
+pub mod merkle;
 pub mod node;
+pub mod note;
+pub mod policy;
+pub mod proof;
 pub mod rt;
+pub mod state_root;
+pub mod tiles;
 pub mod view;
 
+mod canonical;
+mod cosign;
+mod durable;
+mod identity;
+mod ledger;
+mod machine;
 mod raft;
+mod read;
+mod salts;
+mod store;
 mod wal;
 
 pub use command::{Key, Operation, Outcome, Refusal, Requirement, Write};

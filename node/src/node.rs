@@ -1,115 +1,486 @@
-//! [`Node`]: the only door to the ledger.
+//! [`Node`]: the only door to the ledger. Opens, starts and stops its parts, and keeps what has been written durable.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::command::{Key, Outcome, Write};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::command::{Command, Key, Operation, Outcome, Write, WriteCommand};
+use crate::cosign::Notary;
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::view::{BlockRow, Consistency, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status};
+use crate::identity::{Identity, Keys};
+use crate::ledger::Ledger;
+use crate::raft::{Consensus, Job, ReadJob};
+use crate::rt;
+use crate::store::{Rows, SledRows};
+use crate::tiles::TILE_WIDTH;
+use crate::view::{
+    ApplyStages, BlockRow, Consistency, Found, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status,
+};
+
+/// How often free space is looked at, and whether anything must be made durable.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
+/// What has been applied is made durable in the store after this long, so that the raft log can be released.
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
+/// … or once so many keys wait in memory.
+const SYNC_WAITING_KEYS: usize = 16_384;
 
 /// What a node needs to start.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Data directory, made by [`Node::init`].
     pub data: PathBuf,
-    /// Bytes of free space below which writes are refused.
+    /// Bytes of free space below which writes are refused. Must exceed what is written between two looks (100 ms) and
+    /// one segment of the raft log.
     pub reserve_bytes: u64,
-    /// Most writes that may wait for a block.
+    /// Most writes that may wait for a block; beyond, [`Error::Overloaded`].
     pub queue_max: usize,
+    /// Bytes of the store's page cache; its memory is about twice that.
+    pub cache_bytes: u64,
+}
+
+impl Config {
+    /// Defaults for a data directory.
+    #[must_use]
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self { data: data.into(), reserve_bytes: 128 << 20, queue_max: 4096, cache_bytes: 8 << 20 }
+    }
 }
 
 /// A running node. Clones are cheap and name the same node.
 #[derive(Clone)]
 pub struct Node {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-#[allow(unused_variables, clippy::todo, clippy::unused_async, missing_docs)]
+struct Inner {
+    config: Config,
+    disk: Arc<dyn Disk>,
+    identity: Identity,
+    log_info: LogInfo,
+    ledger: Arc<Ledger>,
+    consensus: Consensus,
+    notary: Arc<Notary>,
+    writes: mpsc::Sender<Job>,
+    reads: mpsc::Sender<ReadJob>,
+    free_bytes: AtomicU64,
+    /// Set by an erase: make durable, purge the raft log and close its segment at once.
+    purge_wanted: AtomicBool,
+    stopping: watch::Sender<bool>,
+    /// Set when a part failed for good; the daemon must end and be started again.
+    failed: watch::Sender<Option<Error>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
 impl Node {
-    /// Makes the files of a new ledger in an empty data directory: keys, WAL, store. `name` is the name of the node,
-    /// `origin` that of the log.
-    pub fn init(disk: Arc<dyn Disk>, config: &Config, name: &str, origin: &str) -> Result<LogInfo, Error> {
-        todo!()
+    /// Makes the files of a new ledger in an empty data directory. `name` is the name of the node, `origin` that of the
+    /// log.
+    ///
+    /// # Errors
+    /// When there is a ledger already, a name cannot name a key, or a file cannot be written.
+    pub fn init(disk: &Arc<dyn Disk>, config: &Config, name: &str, origin: &str) -> Result<LogInfo, Error> {
+        let data = &config.data;
+        disk.create_directory(data).map_err(|e| Error::io(format!("making {}", data.display()), &e))?;
+        Identity::create(disk.as_ref(), data, name, origin)?;
+        let (identity, keys) = Identity::load(disk.as_ref(), data)?;
+        Ok(identity.log_info(&keys))
     }
+
     /// Opens the data directory, replays, and serves. Must be called on the runtime that is to run the node's tasks.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] names what is damaged and what to do; nothing is changed then.
     pub async fn start(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
-        todo!()
+        let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
+        let rows = Rows::Sled(Arc::new(SledRows::open(&config.data.join("store"), config.cache_bytes)?));
+        Self::start_on(disk, config, identity, keys, rows).await
     }
+
+    /// [`Node::start`] over any rows.
+    pub(crate) async fn start_on(
+        disk: Arc<dyn Disk>,
+        config: Config,
+        identity: Identity,
+        keys: Keys,
+        rows: Rows,
+    ) -> Result<Self, Error> {
+        let log_info = identity.log_info(&keys);
+        let (opening, directory) = (Arc::clone(&disk), config.data.clone());
+        let opened = rt::blocking(move || Ledger::open(opening.as_ref(), &directory, rows)).await;
+        let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
+        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, Arc::clone(&ledger), &identity.origin, keys)?);
+        let consensus =
+            Consensus::start(&disk, &config.data.join("raft"), identity.node, Arc::clone(&ledger), identity.begun)
+                .await?;
+        let (writes, write_queue) = mpsc::channel(config.queue_max);
+        let (reads, read_queue) = mpsc::channel(config.queue_max);
+        let inner = Arc::new(Inner {
+            free_bytes: AtomicU64::new(u64::MAX),
+            purge_wanted: AtomicBool::new(false),
+            stopping: watch::Sender::new(false),
+            failed: watch::Sender::new(None),
+            tasks: Mutex::new(Vec::new()),
+            config,
+            disk,
+            identity,
+            log_info,
+            ledger,
+            consensus,
+            notary,
+            writes,
+            reads,
+        });
+        inner.begin().await?;
+        inner.look_at_space();
+        inner.notary.check_promise()?;
+        Arc::clone(&inner.notary).round().await?;
+        inner.spawn_tasks(write_queue, read_queue);
+        Ok(Self { inner })
+    }
+
     /// Answers what is in flight, makes everything durable, stops.
     pub async fn stop(&self) {
-        todo!()
+        let inner = &self.inner;
+        inner.stopping.send_replace(true);
+        let tasks = std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            // A task that panicked has said so already.
+            let _ = task.await;
+        }
+        if let Err(error) = inner.make_durable(true, false).await {
+            tracing::error!(%error, "the store was not made durable; the raft log brings it again at the next start");
+        }
+        inner.consensus.stop().await;
     }
+
+    /// Resolves when a part of the node has failed for good, with the reason.
+    pub async fn failure(&self) -> Error {
+        let mut failed = self.inner.failed.subscribe();
+        match failed.wait_for(Option::is_some).await {
+            Ok(error) => error.clone().unwrap_or(Error::Unknown),
+            Err(_) => Error::Unknown,
+        }
+    }
+
     /// Commits a transaction, or says why it was refused. A write of reserved keys is allowed here; the API refuses them.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] and [`Error::TooLarge`] before anything is proposed; [`Error::NoRoom`], [`Error::Overloaded`];
+    /// [`Error::Unknown`] when the node failed with the write in flight.
     pub async fn write(&self, write: Write) -> Result<Outcome, Error> {
-        todo!()
+        let inner = &self.inner;
+        let erases = write.operations.iter().any(|o| matches!(o, Operation::Erase { .. }));
+        let write = WriteCommand::prepare(write, rt::fill_random)?;
+        self.room()?;
+        let (reply, answer) = oneshot::channel();
+        inner.writes.try_send(Job { write, reply }).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the node is stopping".into()),
+        })?;
+        let outcome = answer.await.unwrap_or(Err(Error::Unknown))?;
+        if erases {
+            inner.purge_wanted.store(true, Relaxed);
+        }
+        Ok(outcome)
     }
+
     /// Reads a key; `at` is the height of a block.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a block beyond the head; [`Error::Unavailable`] when a linearizable read has no quorum.
     pub async fn get(&self, key: &Key, consistency: Consistency, at: Option<u64>) -> Result<Reading, Error> {
-        todo!()
+        if consistency == Consistency::Linearizable {
+            self.barrier().await?;
+        }
+        self.inner.ledger.get(key, at)
     }
-    /// Keys with a prefix, in byte order; `after` is exclusive. An empty prefix does not list reserved keys.
+
+    /// Keys with a prefix, in byte order; `after` is exclusive. An empty prefix does not list reserved keys. A page may
+    /// be short of `limit` and still have a next one.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<KeyPage, Error> {
-        todo!()
+        self.inner.ledger.keys(prefix, after, limit)
     }
+
     /// Revisions of a key, newest first, those below `before`.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn history(&self, key: &Key, before: Option<u64>, limit: usize) -> Result<HistoryPage, Error> {
-        todo!()
+        self.inner.ledger.history(key, before, limit)
     }
-    /// One entry of the chain log; [`Error::NotFound`] beyond its end.
+
+    /// One entry of the chain log.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] beyond its end.
+    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn record(&self, index: u64) -> Result<Record, Error> {
-        todo!()
+        self.inner.ledger.record(index)
     }
+
     /// Entries from `first` on, as many as there are up to `limit`, with the values still held: for the change feed.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn records(&self, first: u64, limit: usize) -> Result<Vec<Record>, Error> {
-        todo!()
+        self.inner.ledger.records(first, limit)
     }
+
     /// The receipt of an entry, a C2SP tlog-proof; `wait`: until a checkpoint that meets the policy covers it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] beyond the log; [`Error::Unavailable`] when no checkpoint covers the entry yet.
     pub async fn receipt(&self, index: u64, wait: bool) -> Result<String, Error> {
-        todo!()
+        self.inner.notary.receipt(index, wait).await
     }
+
     /// Latest-or-absent proof of a key as of the newest checkpoint, a C2SP tlog-proof.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is no checkpoint yet.
+    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn proof(&self, key: &Key) -> Result<String, Error> {
-        todo!()
+        self.inner.notary.latest_or_absent(key)
     }
+
     /// Blocks above `after`, in order.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn blocks(&self, after: u64, limit: usize) -> Result<Vec<BlockRow>, Error> {
-        todo!()
+        self.inner.ledger.blocks(after, limit)
     }
-    /// One block; [`Error::NotFound`] beyond the head.
+
+    /// One block.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] beyond the head.
+    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn block(&self, height: u64) -> Result<BlockRow, Error> {
-        todo!()
+        self.inner.ledger.block(height)
     }
+
     /// The newest checkpoint that meets the policy, as text (C2SP tlog-checkpoint).
+    #[must_use]
     pub fn checkpoint(&self) -> Option<Arc<str>> {
-        todo!()
+        self.inner.notary.published().map(|p| Arc::clone(&p.text))
     }
+
     /// A tile of hashes of the published log, `width` 1–256 (C2SP tlog-tiles).
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] beyond the newest checkpoint.
+    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn tile(&self, level: u8, index: u64, width: u16) -> Result<Vec<u8>, Error> {
-        todo!()
+        self.published_width(level, index, width)?;
+        let ledger = &self.inner.ledger;
+        ledger.tile(&ledger.chain(), level, index, width)
     }
-    /// A bundle of entries of the published log.
+
+    /// A bundle of entries of the published log: each with its length before it (u16 BE).
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] beyond the newest checkpoint.
+    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn entry_bundle(&self, index: u64, width: u16) -> Result<Vec<u8>, Error> {
-        todo!()
+        self.published_width(0, index, width)?;
+        self.inner.ledger.bundle(index * u64::from(TILE_WIDTH), usize::from(width))
     }
+
+    fn published_width(&self, level: u8, index: u64, width: u16) -> Result<(), Error> {
+        let size = self.inner.notary.published().map_or(0, |p| p.size);
+        let hashes = size.checked_shr(8 * u32::from(level)).unwrap_or(0);
+        let end = index.checked_mul(u64::from(TILE_WIDTH)).and_then(|start| start.checked_add(u64::from(width)));
+        if width == 0 || width > TILE_WIDTH || end.is_none_or(|end| end > hashes) {
+            return Err(Error::NotFound(format!("tile {level}/{index} of width {width} in the log of {size} entries")));
+        }
+        Ok(())
+    }
+
     /// Keys and policy of the log.
+    #[must_use]
     pub fn log_info(&self) -> LogInfo {
-        todo!()
+        self.inner.log_info.clone()
     }
+
     /// Where the chain stands; the receiver wakes at every block.
-    pub fn head(&self) -> tokio::sync::watch::Receiver<Head> {
-        todo!()
+    #[must_use]
+    pub fn head(&self) -> watch::Receiver<Head> {
+        self.inner.ledger.head()
     }
+
     /// Returns when everything acknowledged before the call is applied here and this node still leads.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`], [`Error::Unavailable`].
     pub async fn barrier(&self) -> Result<(), Error> {
-        todo!()
+        let (reply, answer) = oneshot::channel();
+        self.inner.reads.try_send(reply).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the node is stopping".into()),
+        })?;
+        answer.await.unwrap_or_else(|_| Err(Error::Unavailable("the node is stopping".into())))
     }
+
     /// Whether a write would find room.
+    ///
+    /// # Errors
+    /// [`Error::NoRoom`].
     pub fn room(&self) -> Result<(), Error> {
-        todo!()
+        let (free_bytes, reserve_bytes) = (self.inner.free_bytes.load(Relaxed), self.inner.config.reserve_bytes);
+        if free_bytes < reserve_bytes { Err(Error::NoRoom { free_bytes, reserve_bytes }) } else { Ok(()) }
     }
+
     /// How the node is.
+    #[must_use]
     pub fn status(&self) -> Status {
-        todo!()
+        let inner = &self.inner;
+        let consensus = inner.consensus.status();
+        let chain = inner.ledger.chain();
+        let stages = &inner.ledger.stages;
+        let map = inner.ledger.map.sizes().unwrap_or_default();
+        let store_bytes = inner.ledger.rows.disk_bytes();
+        Status {
+            node: inner.identity.node,
+            name: inner.identity.name.clone(),
+            role: consensus.role,
+            leader: consensus.leader,
+            term: consensus.term,
+            head: chain.head.view(),
+            checkpoint_size: inner.notary.published().map_or(0, |p| p.size),
+            checkpoint_rounds: inner.notary.rounds(),
+            keys: map.live_keys,
+            free_bytes: inner.free_bytes.load(Relaxed),
+            reserve_bytes: inner.config.reserve_bytes,
+            store_bytes,
+            data_bytes: store_bytes + map.file_bytes + chain.head.slots * 32 + consensus.log.segment_bytes,
+            raft_log: consensus.log,
+            apply: ApplyStages {
+                entries: stages.entries.load(Relaxed),
+                rows: stages.row_count.load(Relaxed),
+                decode_ns: stages.decode.load(Relaxed),
+                transactions_ns: stages.transactions.load(Relaxed),
+                state_map_ns: stages.map.load(Relaxed),
+                rows_ns: stages.rows.load(Relaxed),
+            },
+        }
     }
 }
+
+impl Inner {
+    /// First entry of a new log: its keys and its policy, so that later changes of them form a chain of receipts.
+    async fn begin(&self) -> Result<(), Error> {
+        if self.identity.begun {
+            return Ok(());
+        }
+        let LogInfo { vkey, cosigners, policy, .. } = self.log_info.clone();
+        let author = self.identity.name.clone();
+        if self.ledger.chain().head.system_revision == 0 {
+            let command = Command::Cosigners { time_ms: rt::now_ms(), author, log: vkey, cosigners, policy };
+            self.consensus.propose(&command).await?;
+        }
+        let begun = Identity { begun: true, ..self.identity.clone() };
+        begun.save(self.disk.as_ref(), &self.config.data)
+    }
+
+    fn spawn_tasks(self: &Arc<Self>, writes: mpsc::Receiver<Job>, reads: mpsc::Receiver<ReadJob>) {
+        let stopping = self.stopping.subscribe();
+        let tasks = vec![
+            rt::spawn(self.consensus.batcher(writes, stopping.clone())),
+            rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
+            rt::spawn(until(stopping.clone(), Arc::clone(&self.notary).run())),
+            rt::spawn(until(stopping.clone(), watch_core(Arc::clone(self)))),
+            rt::spawn(until(stopping, maintain(Arc::clone(self)))),
+        ];
+        *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+    }
+
+    fn look_at_space(&self) {
+        match self.disk.free_bytes(&self.config.data) {
+            Ok(bytes) => self.free_bytes.store(bytes, Relaxed),
+            Err(error) => tracing::warn!(%error, "free space is not known"),
+        }
+    }
+
+    /// Makes what is applied durable and lets the raft log go up to there. `all`: with the pages of the state map; `seal`
+    /// closes the raft log's segment too.
+    async fn make_durable(&self, all: bool, seal: bool) -> Result<(), Error> {
+        let ledger = Arc::clone(&self.ledger);
+        let synced = rt::blocking(move || ledger.sync(all)).await;
+        let head = synced.map_err(|e| Error::Corrupt(format!("making the store durable: {e}")))??;
+        self.consensus.release(&head, seal).await
+    }
+
+    fn fail(&self, error: Error) {
+        tracing::error!(%error, "the node has failed and must be started again");
+        self.failed.send_replace(Some(error));
+    }
+}
+
+/// Runs a task until the node stops.
+async fn until(mut stopping: watch::Receiver<bool>, task: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+        () = task => {}
+    }
+}
+
+/// Says so when the Raft core ends by itself.
+async fn watch_core(node: Arc<Inner>) {
+    let error = node.consensus.core_ended().await;
+    node.fail(error);
+}
+
+/// Looks after free space and durability.
+async fn maintain(node: Arc<Inner>) {
+    let mut synced_size = 0;
+    let mut next_sync = rt::instant() + SYNC_INTERVAL;
+    loop {
+        rt::sleep(MAINTENANCE_INTERVAL).await;
+        node.look_at_space();
+        let (size, waiting) = {
+            let chain = node.ledger.chain();
+            (chain.head.size, chain.names.waiting())
+        };
+        let erased = node.purge_wanted.swap(false, Relaxed);
+        let due = rt::instant() >= next_sync && size != synced_size;
+        let full = waiting >= SYNC_WAITING_KEYS || node.ledger.map.wants_flush().unwrap_or(true);
+        if !(erased || due || full) {
+            continue;
+        }
+        if let Err(error) = node.make_durable(false, erased).await {
+            node.fail(error);
+            return;
+        }
+        synced_size = size;
+        next_sync = rt::instant() + SYNC_INTERVAL;
+    }
+}
+
+/// Whether a reading found a value; for callers that only ask.
+impl Found {
+    /// The revision of what was found.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        match self {
+            Self::Value(value) => Some(value.revision),
+            Self::Erased { revision, .. } => Some(*revision),
+            Self::Absent => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

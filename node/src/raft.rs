@@ -1,18 +1,40 @@
-//! openraft, configured: the types it works with. Only this file and those below it import openraft (and [`crate::rt`],
-//! which implements its runtime).
+//! Consensus: openraft over the raft log, the ledger as its state machine. Only this file and those below it import
+//! openraft (and [`crate::rt`], which implements its runtime).
+//!
+//! What openraft 0.9.25 needs to be held by the hand with, each seen in a simulation: a leader does not resume after a
+//! restart (`log`), a purge becomes durable only after the state that it relies on ([`Consensus::release`]), writes are
+//! batched above it and reads confirmed together (`propose`), and its core is watched ([`Consensus::core_ended`]).
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::{Raft, ServerState, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
 
-use crate::command::Outcome;
+use crate::command::{Command, Outcome};
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::ledger::{HeadRow, Ledger};
+use crate::rt;
+use crate::view::RaftLogStatus;
+use crate::wal;
 
-pub mod log;
+mod log;
+mod peers;
+mod propose;
+mod state;
+
+use log::RaftLog;
+pub(crate) use propose::{Job, ReadJob};
+use state::{Durable, StateMachine};
 
 openraft::declare_raft_types!(
     /// The ledger's Raft.
-    pub TypeConfig:
+    pub(crate) TypeConfig:
         D = Proposal,
         R = Applied,
         NodeId = u64,
@@ -22,14 +44,229 @@ openraft::declare_raft_types!(
         AsyncRuntime = crate::rt::Runtime,
 );
 
-/// What is proposed: the encoded [`Command`](crate::command), carried as it lies in the raft log.
+/// What is proposed: an encoded [`Command`], carried as it lies in the raft log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Proposal(pub Bytes);
+pub(crate) struct Proposal(pub Bytes);
 
 /// What apply answers: one outcome per write of the proposal, in order.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Applied(pub Arc<[Outcome]>);
+pub(crate) struct Applied(pub Arc<[Outcome]>);
 
 /// A snapshot in transit.
 #[derive(Debug)]
-pub struct SnapshotStream;
+pub(crate) struct SnapshotStream;
+
+const HEARTBEAT_MS: u64 = 50;
+const ELECTION_MIN_MS: u64 = 400;
+const ELECTION_MAX_MS: u64 = 500;
+/// How often a state that openraft reaches by itself is looked for.
+const POLL: Duration = Duration::from_millis(2);
+/// How long a purge may take to reach the raft log.
+const PURGE_WAIT: Duration = Duration::from_secs(10);
+
+/// This node's part in the consensus.
+pub(crate) struct Consensus {
+    raft: Raft<TypeConfig>,
+    log: RaftLog,
+    ledger: Arc<Ledger>,
+    durable: Durable,
+}
+
+/// How the consensus is.
+pub(crate) struct ConsensusStatus {
+    pub role: &'static str,
+    pub leader: Option<u64>,
+    pub term: u64,
+    pub log: RaftLogStatus,
+}
+
+impl Consensus {
+    /// Opens the raft log, checks it against the ledger, makes what is applied durable, and leads (a cluster of one needs
+    /// nobody's vote). `begun`: whether the log was ever written to.
+    pub(crate) async fn start(
+        disk: &Arc<dyn Disk>,
+        directory: &Path,
+        node: u64,
+        ledger: Arc<Ledger>,
+        begun: bool,
+    ) -> Result<Self, Error> {
+        let log = RaftLog::open(Arc::clone(disk), directory, node, &wal::Config::default())?;
+        check_log(&log, &ledger, begun)?;
+        restore_salts(&log, &ledger).await?;
+        let durable = Durable::default();
+        let syncing = Arc::clone(&ledger);
+        let synced = rt::blocking(move || syncing.sync(false)).await;
+        let head = synced.map_err(|e| Error::Corrupt(format!("making the store durable: {e}")))??;
+        if let Some(applied) = durable.advance(&head)? {
+            log.release(applied, false).await?;
+        }
+        let machine = StateMachine::new(Arc::clone(&ledger), durable.clone())?;
+        let raft = Raft::new(node, Arc::new(config()?), peers::NoPeers, log.clone(), machine)
+            .await
+            .map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
+        if log.last_log_id().is_none() {
+            let members = BTreeSet::from([node]);
+            raft.initialize(members).await.map_err(|e| Error::Unavailable(format!("beginning the log: {e}")))?;
+        }
+        let consensus = Self { raft, log, ledger, durable };
+        consensus.lead().await?;
+        Ok(consensus)
+    }
+
+    /// Elects this node and waits until it has applied all that its raft log holds.
+    async fn lead(&self) -> Result<(), Error> {
+        let metrics = self.raft.metrics();
+        let mut elect_at = rt::instant();
+        loop {
+            let (state, leader, applied, last) = {
+                let m = metrics.borrow();
+                m.running_state.clone().map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
+                (m.state, m.current_leader, m.last_applied.map(|id| id.index), m.last_log_index)
+            };
+            if state == ServerState::Leader && leader.is_some() && applied == last && applied.is_some() {
+                return Ok(());
+            }
+            if state != ServerState::Leader && rt::instant() >= elect_at {
+                elect_at = rt::instant() + Duration::from_millis(ELECTION_MAX_MS);
+                let elected = self.raft.trigger().elect().await;
+                elected.map_err(|e| Error::Unavailable(format!("the Raft core has stopped: {e}")))?;
+            }
+            rt::sleep(POLL).await;
+        }
+    }
+
+    /// The task that turns waiting writes into blocks.
+    pub(crate) fn batcher(
+        &self,
+        queue: mpsc::Receiver<Job>,
+        stopping: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        propose::batcher(self.raft.clone(), queue, stopping)
+    }
+
+    /// The task that answers linearizable reads.
+    pub(crate) fn read_barrier(
+        &self,
+        queue: mpsc::Receiver<ReadJob>,
+        stopping: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        propose::read_barrier(self.raft.clone(), Arc::clone(&self.ledger), queue, stopping)
+    }
+
+    /// Proposes one command and waits until it is applied here.
+    pub(crate) async fn propose(&self, command: &Command) -> Result<Arc<[Outcome]>, Error> {
+        propose::propose_command(&self.raft, command).await
+    }
+
+    /// Lets the raft log go up to a head that is durable. With `seal` the segment in use is closed, so that every byte up
+    /// to there is deleted.
+    pub(crate) async fn release(&self, head: &HeadRow, seal: bool) -> Result<(), Error> {
+        let Some(applied) = self.durable.advance(head)? else { return Ok(()) };
+        let stopped = |e: openraft::error::Fatal<u64>| Error::Unavailable(format!("the Raft core has stopped: {e}"));
+        self.raft.trigger().snapshot().await.map_err(stopped)?;
+        let deadline = rt::instant() + PURGE_WAIT;
+        while self.log.purged() < Some(applied) {
+            if rt::instant() > deadline {
+                // The next round tries again; nothing is lost by keeping more.
+                tracing::warn!(raft_index = applied.index, "the raft log was not purged in time");
+                return Ok(());
+            }
+            self.raft.trigger().purge_log(applied.index).await.map_err(stopped)?;
+            rt::sleep(POLL).await;
+        }
+        self.log.release(applied, seal).await
+    }
+
+    /// Resolves when the Raft core has ended by itself, with the reason.
+    pub(crate) async fn core_ended(&self) -> Error {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let running = metrics.borrow_and_update().running_state.clone();
+            if let Err(fatal) = running {
+                return Error::Unavailable(format!("the Raft core has stopped: {fatal}"));
+            }
+            if metrics.changed().await.is_err() {
+                return Error::Unavailable("the Raft core has stopped".into());
+            }
+        }
+    }
+
+    /// Stops the core. Writes in flight are answered before.
+    pub(crate) async fn stop(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(%error, "the Raft core did not stop cleanly");
+        }
+    }
+
+    pub(crate) fn status(&self) -> ConsensusStatus {
+        let metrics = self.raft.metrics();
+        let m = metrics.borrow();
+        let role = match m.state {
+            ServerState::Leader => "leader",
+            ServerState::Follower => "follower",
+            ServerState::Candidate => "candidate",
+            ServerState::Learner => "learner",
+            ServerState::Shutdown => "stopped",
+        };
+        ConsensusStatus { role, leader: m.current_leader, term: m.current_term, log: self.log_status() }
+    }
+}
+
+impl Consensus {
+    fn log_status(&self) -> RaftLogStatus {
+        let stats = self.log.stats();
+        RaftLogStatus {
+            frames: stats.frames,
+            bytes: stats.bytes,
+            segment_bytes: stats.segments * wal::Config::default().segment_bytes,
+            fsyncs: stats.fsyncs,
+            fsync_time: stats.fsync_time,
+            fsync_time_max: stats.fsync_time_max,
+            fsync_in_flight: stats.fsync_in_flight,
+        }
+    }
+}
+
+fn config() -> Result<openraft::Config, Error> {
+    let config = openraft::Config {
+        cluster_name: "samovar".into(),
+        heartbeat_interval: HEARTBEAT_MS,
+        election_timeout_min: ELECTION_MIN_MS,
+        election_timeout_max: ELECTION_MAX_MS,
+        enable_elect: false,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: 0,
+        ..Default::default()
+    };
+    config.validate().map_err(|e| Error::Invalid(format!("the Raft configuration: {e}")))
+}
+
+/// Writes the salts of all blocks again whose raft entries are still there: nothing else says that they are durable.
+async fn restore_salts(log: &RaftLog, ledger: &Ledger) -> Result<(), Error> {
+    let purged = log.purged().map_or(0, |id| id.index);
+    let head = ledger.chain().head.height;
+    for height in ledger.first_block_after(purged)?..=head {
+        if let Some(proposal) = log.proposal(ledger.raft_index_of(height)?).await? {
+            ledger.restore_salts(height, &Command::decode(&proposal.0)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// A raft log that ends before the store, or begins after it, has lost something.
+fn check_log(log: &RaftLog, ledger: &Ledger, begun: bool) -> Result<(), Error> {
+    let applied = ledger.chain().head.raft_index;
+    let last = log.last_log_id().map(|id| id.index);
+    let purged = log.purged().map(|id| id.index);
+    let lost = |what: String| Error::Corrupt(format!("{what}: restore a backup, or rejoin the cluster from its peers"));
+    match (purged, last) {
+        (_, None) if begun => Err(lost("the raft log is gone".into())),
+        (Some(purged), _) if purged > applied => Err(lost(format!(
+            "the store ends at raft index {applied}, but the raft log keeps only what comes after {purged}"
+        ))),
+        (_, Some(last)) if last < applied => {
+            Err(lost(format!("the raft log ends at index {last}, but the store has applied {applied}")))
+        }
+        _ => Ok(()),
+    }
+}

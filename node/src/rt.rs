@@ -66,7 +66,8 @@ pub fn fill_random(buffer: &mut [u8]) {
         w.borrow_mut().rng.fill_bytes(buffer);
         return;
     }
-    rand::rngs::OsRng.fill_bytes(buffer);
+    // ChaCha, seeded and reseeded by the system: as good for keys, without a system call for each salt.
+    rand::thread_rng().fill_bytes(buffer);
 }
 
 /// Spawns a task on the runtime of the caller.
@@ -81,6 +82,19 @@ where
 /// Sleeps.
 pub fn sleep(duration: Duration) -> tokio::time::Sleep {
     tokio::time::sleep(duration)
+}
+
+/// Sleeps until an instant.
+pub fn sleep_until(deadline: tokio::time::Instant) -> tokio::time::Sleep {
+    tokio::time::sleep_until(deadline)
+}
+
+/// Ends a future that takes longer than `duration`.
+///
+/// # Errors
+/// `Elapsed` when it does.
+pub fn timeout<F: Future>(duration: Duration, future: F) -> tokio::time::Timeout<F> {
+    tokio::time::timeout(duration, future)
 }
 
 /// Runs blocking work (an fsync, a rebuild) off the runtime's thread; inline in a simulation.
@@ -171,4 +185,27 @@ impl AsyncRuntime for Runtime {
     fn oneshot<T: openraft::OptionalSend>() -> (Self::OneshotSender<T>, Self::OneshotReceiver<T>) {
         Tokio::oneshot()
     }
+}
+
+/// CPU time of the calling thread, lap by lap; stands still in a simulation.
+pub(crate) struct CpuTimer(u64);
+
+impl CpuTimer {
+    pub(crate) fn start() -> Self {
+        Self(thread_cpu_ns())
+    }
+
+    /// Nanoseconds of CPU since the last lap.
+    pub(crate) fn lap_ns(&mut self) -> u64 {
+        let now = thread_cpu_ns();
+        now - std::mem::replace(&mut self.0, now)
+    }
+}
+
+fn thread_cpu_ns() -> u64 {
+    if is_simulated() {
+        return 0;
+    }
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)
 }

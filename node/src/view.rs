@@ -1,5 +1,7 @@
 //! What reads return: plain data, no handles.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::command::Key;
@@ -211,6 +213,50 @@ pub struct Status {
     pub free_bytes: u64,
     /// Bytes kept in reserve.
     pub reserve_bytes: u64,
-    /// Bytes that the data directory takes.
+    /// Bytes that the store takes on disk.
+    pub store_bytes: u64,
+    /// Bytes that store, salts, state map and raft log take together.
     pub data_bytes: u64,
+    /// Checkpoints published since start; each was signed and cosigned.
+    pub checkpoint_rounds: u64,
+    /// The raft log.
+    pub raft_log: RaftLogStatus,
+    /// What apply did and what it took.
+    pub apply: ApplyStages,
+}
+
+/// The raft log on disk; sums since start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RaftLogStatus {
+    /// Batches written.
+    pub frames: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Bytes of its files, spare ones too.
+    pub segment_bytes: u64,
+    /// Calls of fdatasync.
+    pub fsyncs: u64,
+    /// Time in them.
+    pub fsync_time: Duration,
+    /// The longest one.
+    pub fsync_time_max: Duration,
+    /// Age of the one now under way.
+    pub fsync_in_flight: Option<Duration>,
+}
+
+/// CPU time of apply by stage, nanoseconds, and what it wrote; sums since start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ApplyStages {
+    /// Entries written, block entries included.
+    pub entries: u64,
+    /// Rows written to the store.
+    pub rows: u64,
+    /// Decoding proposals.
+    pub decode_ns: u64,
+    /// Checking transactions, commitments, encryption, entries and their Merkle hashes.
+    pub transactions_ns: u64,
+    /// The state map and its root.
+    pub state_map_ns: u64,
+    /// Salts and rows.
+    pub rows_ns: u64,
 }

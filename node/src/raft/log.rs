@@ -81,6 +81,19 @@ impl RaftLog {
         self.wal.stats()
     }
 
+    /// The proposal in the entry at `index`; `None` when it is another kind of entry, or not there.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it cannot be read.
+    pub(crate) async fn proposal(&self, index: u64) -> Result<Option<Proposal>, Error> {
+        let read = self.wal.read(index..index + 1, usize::MAX).await?;
+        let Some((_, payload)) = read.into_iter().next() else { return Ok(None) };
+        Ok(match decode(&payload)? {
+            EntryPayload::Normal(proposal) => Some(proposal),
+            EntryPayload::Blank | EntryPayload::Membership(_) => None,
+        })
+    }
+
     async fn durably(&self, call: impl FnOnce(wal::Done) -> Result<(), Error>) -> Result<(), Error> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         // Nobody may wait any more; the write stands all the same.
@@ -96,6 +109,7 @@ impl RaftLog {
     }
 }
 
+/// openraft's own, and large.
 type Failure = StorageError<u64>;
 
 fn failure(verb: ErrorVerb, error: &Error) -> Failure {

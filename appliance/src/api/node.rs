@@ -1,0 +1,101 @@
+//! How the node is: status, health, readiness, metrics, and the description of the API.
+
+use hyper::StatusCode;
+use hyper::header::HeaderValue;
+use samovar_node::rt;
+use serde::Serialize;
+
+use super::problem::Problem;
+use super::{Call, Handled, render};
+use crate::{metrics, openapi};
+
+#[derive(Serialize)]
+struct Status<'a> {
+    node: u64,
+    name: &'a str,
+    version: &'static str,
+    role: &'a str,
+    leader: Option<u64>,
+    term: u64,
+    height: u64,
+    size: u64,
+    block_time_ms: u64,
+    checkpoint_size: u64,
+    keys: u64,
+    free_bytes: u64,
+    reserve_bytes: u64,
+    store_bytes: u64,
+    uptime_s: u64,
+    /// When these figures were taken, so that who shows them can say how old they are.
+    now_ms: u64,
+    errors: Vec<String>,
+}
+
+/// `GET /v1/status`.
+pub(crate) async fn status(call: Call) -> Handled {
+    let status = call.app.node.status();
+    let mut errors = Vec::new();
+    if let Err(error) = call.app.node.room() {
+        errors.push(error.to_string());
+    }
+    if status.leader.is_none() {
+        errors.push("no leader is known: nothing can be written".to_owned());
+    }
+    let head = status.head;
+    render::json(
+        StatusCode::OK,
+        &Status {
+            node: status.node,
+            name: &status.name,
+            version: env!("CARGO_PKG_VERSION"),
+            role: status.role,
+            leader: status.leader,
+            term: status.term,
+            height: head.height,
+            size: head.size,
+            block_time_ms: head.time_ms,
+            checkpoint_size: status.checkpoint_size,
+            keys: status.keys,
+            free_bytes: status.free_bytes,
+            reserve_bytes: status.reserve_bytes,
+            store_bytes: status.store_bytes,
+            uptime_s: call.app.started.elapsed().as_secs(),
+            now_ms: rt::now_ms(),
+            errors,
+        },
+    )
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+}
+
+/// `GET /health`.
+pub(crate) async fn health(_: Call) -> Handled {
+    render::json(StatusCode::OK, &Health { status: "alive" })
+}
+
+/// `GET /ready`.
+pub(crate) async fn ready(call: Call) -> Handled {
+    if *call.app.stop.borrow() {
+        return Err(Problem::unavailable("the node is stopping"));
+    }
+    call.app.node.barrier().await?;
+    if call.query.text("for").is_some() {
+        call.app.node.room()?;
+    }
+    render::json(StatusCode::OK, &Health { status: "ready" })
+}
+
+/// `GET /metrics`.
+pub(crate) async fn metrics(call: Call) -> Handled {
+    let text = call.app.metrics.exposition(&call.app.node.status()).map_err(|e| Problem::internal(&e))?;
+    Ok(render::content(StatusCode::OK, HeaderValue::from_static(metrics::CONTENT_TYPE), text))
+}
+
+/// `GET /openapi.json`.
+pub(crate) async fn openapi(_: Call) -> Handled {
+    let json = HeaderValue::from_static("application/json");
+    Ok(render::content(StatusCode::OK, json, openapi::document().as_bytes()))
+}

@@ -1,0 +1,130 @@
+//! `samovar status`: one table that answers whether the node can be relied on, and how old each figure is.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::keys::figure;
+use crate::client::{Client, Error, Request, Target};
+use crate::output::{self, Format, Table, printable};
+
+/// How long a node that does not answer is asked again.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Status {
+    #[command(flatten)]
+    target: Target,
+}
+
+pub(super) async fn run(status: &Status, format: Format) -> anyhow::Result<()> {
+    let client = Client::open(&status.target)?;
+    let asked = Instant::now();
+    let document = fetch(&client).await?;
+    let age_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match format {
+        Format::Json => output::json(&document)?,
+        Format::Text => output::text(&render(&document, age_ms))?,
+    }
+    Ok(())
+}
+
+async fn fetch(client: &Client) -> Result<Value, Error> {
+    client.send(Request::get("/v1/status").patience(PATIENCE)).await?.json()
+}
+
+/// Height of the newest block of a node.
+pub(super) async fn height(client: &Client) -> anyhow::Result<u64> {
+    number(&fetch(client).await?, "height").context("the node's status names no height")
+}
+
+/// Entries in the chain log, as the node's status says; `None` if this principal may not know.
+pub(crate) async fn log_size(client: &Client) -> Option<u64> {
+    number(&fetch(client).await.ok()?, "size")
+}
+
+fn number(status: &Value, name: &str) -> Option<u64> {
+    status.get(name).and_then(Value::as_u64)
+}
+
+/// The table, what needs attention, and the figures. `age_ms`: how long ago the node was asked.
+fn render(status: &Value, age_ms: u64) -> String {
+    let errors = status.get("errors").and_then(Value::as_array).into_iter().flatten();
+    let errors: Vec<&str> = errors.filter_map(Value::as_str).collect();
+    let voter = match figure(status, "role").as_str() {
+        "leader" | "follower" | "candidate" => "yes",
+        "learner" => "no",
+        _ => "",
+    };
+    let free = number(status, "free_bytes").map(|b| format!("{} free", output::size(b)));
+    let mut table = Table::new(&["NODE", "ROLE", "VOTER", "HEIGHT", "CONTACT", "VERSION", "DISK", "ERRORS"]);
+    table.row(vec![
+        figure(status, "name"),
+        figure(status, "role"),
+        voter.into(),
+        figure(status, "height"),
+        output::span(age_ms),
+        figure(status, "version"),
+        free.unwrap_or_default(),
+        if errors.is_empty() { String::new() } else { errors.len().to_string() },
+    ]);
+    let mut text = table.render();
+    for error in errors {
+        text.push_str(&format!("Attention: {}\n", printable(error)));
+    }
+    text.push_str(&figures(status));
+    text.push_str(&format!("Figures are at most {} old.\n", output::span(age_ms)));
+    text
+}
+
+fn figures(status: &Value) -> String {
+    let shown = |name: &str| number(status, name).map_or("?".into(), |n| n.to_string());
+    let block_age = match (number(status, "now_ms"), number(status, "block_time_ms")) {
+        (Some(now), Some(block)) if block > 0 => format!(", made {} ago", output::span(now.saturating_sub(block))),
+        _ => String::new(),
+    };
+    let size = |name: &str| number(status, name).map_or("?".into(), output::size);
+    let mut text = format!(
+        "Block {}{block_age}: {} entries, {} keys, {} in the store, up for {}.\n",
+        shown("height"),
+        shown("size"),
+        shown("keys"),
+        size("store_bytes"),
+        number(status, "uptime_s").map_or("?".into(), |s| output::span(s.saturating_mul(1000))),
+    );
+    let (entries, covered) = (number(status, "size").unwrap_or(0), number(status, "checkpoint_size").unwrap_or(0));
+    if covered < entries {
+        text.push_str(&format!("The newest checkpoint covers {covered} entries, {} wait for it.\n", entries - covered));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_answers_and_says_how_old_it_is() {
+        let mut status = serde_json::json!({
+            "node": 1, "name": "box-01", "version": "0.1.0", "role": "leader", "leader": 1, "term": 3,
+            "height": 18342, "size": 20000, "block_time_ms": 1_000_000, "checkpoint_size": 20000, "keys": 7,
+            "free_bytes": 3u64 << 30, "reserve_bytes": 1, "store_bytes": 1 << 20, "uptime_s": 60,
+            "now_ms": 1_040_000, "errors": [],
+        });
+        assert_eq!(
+            render(&status, 40),
+            "NODE    ROLE    VOTER  HEIGHT  CONTACT  VERSION  DISK          ERRORS\n\
+             box-01  leader  yes    18342   40ms     0.1.0    3.0 GiB free  -\n\
+             Block 18342, made 40s ago: 20000 entries, 7 keys, 1.0 MiB in the store, up for 1m00s.\n\
+             Figures are at most 40ms old.\n"
+        );
+        status["errors"] = serde_json::json!(["no room:\u{1b}[2J 5 bytes free"]);
+        status["checkpoint_size"] = 19_000.into();
+        let text = render(&status, 40);
+        assert!(text.contains("Attention: no room:\u{fffd}[2J 5 bytes free\n"), "errors in words, defused: {text}");
+        assert!(text.contains("covers 19000 entries, 1000 wait"), "what is not signed yet is said: {text}");
+        assert!(render(&serde_json::json!({}), 1).contains("Block ?: ? entries"), "missing figures are not made up");
+    }
+}

@@ -1,0 +1,355 @@
+//! The configuration: [`ConfigFile`] as it is written (TOML), [`Config`] as it was checked.
+//!
+//! Every key has a default that is safe on the smallest machine, so an empty file is valid. The field docs below are the
+//! only description of a key: the reference page and the sample file are made from them (`reference`, `sample`).
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::http::Limits;
+
+mod nearest;
+#[cfg(test)]
+mod reference;
+mod units;
+
+pub(crate) use units::{Network, Size, Span};
+
+/// Where the configuration lies when none is named.
+pub(crate) const DEFAULT_PATH: &str = "/etc/samovar/samovar.toml";
+/// Configuration that `init --listen` leaves in the data directory.
+pub(crate) const DATA_FILE: &str = "samovar.toml";
+
+/// A key of the file, for the reference page and for "did you mean".
+#[cfg_attr(not(test), allow(dead_code, reason = "the documentation is made by the tests"))]
+pub(crate) struct Field {
+    pub(crate) section: &'static str,
+    pub(crate) key: &'static str,
+    pub(crate) doc: &'static [&'static str],
+}
+
+/// Declares the sections once: structs, defaults, and the table the documentation is made from.
+macro_rules! sections {
+    ($( $(#[doc = $section_doc:literal])* $section:ident: $name:ident {
+        $( $(#[doc = $doc:literal])* $key:ident: $type:ty = $default:expr, )*
+    } )*) => {
+        /// The file as written.
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub(crate) struct ConfigFile {
+            $( $(#[doc = $section_doc])* pub(crate) $section: $name, )*
+        }
+        $(
+            $(#[doc = $section_doc])*
+            #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+            #[serde(deny_unknown_fields, default)]
+            pub(crate) struct $name {
+                $( $(#[doc = $doc])* pub(crate) $key: $type, )*
+            }
+            impl Default for $name {
+                fn default() -> Self {
+                    Self { $( $key: $default, )* }
+                }
+            }
+        )*
+        /// Sections with what they are about, in the order of the file.
+        pub(crate) const SECTIONS: &[(&str, &[&str])] = &[ $( (stringify!($section), &[$($section_doc),*]), )* ];
+        /// Every key, in the order of the file.
+        pub(crate) const FIELDS: &[Field] = &[ $( $(
+            Field { section: stringify!($section), key: stringify!($key), doc: &[$($doc),*] },
+        )* )* ];
+    };
+}
+
+sections! {
+    /// The node and where its data lies.
+    node: NodeSection {
+        /// Data directory, made by `samovar init`. It belongs to the user that runs the daemon (mode 0700).
+        data: PathBuf = PathBuf::from("/var/lib/samovar"),
+    }
+    /// Addresses to listen on.
+    listen: ListenSection {
+        /// Address and port of the API over HTTPS. `[::]:8443` listens on IPv6 and IPv4.
+        api: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 8443)),
+    }
+    /// The chain log and who may read it.
+    chain: ChainSection {
+        /// Whether checkpoint and tiles are served without a token. They hold key names, sizes, media types, times and
+        /// author ids, never values.
+        public: bool = false,
+    }
+    /// Storage.
+    store: StoreSection {
+        /// Free space kept in reserve: below it writes are refused (507), reads go on.
+        reserve: Size = Size(128 << 20),
+        /// Most writes that may wait for a block; more are refused (429).
+        queue: usize = 4096,
+        /// Page cache of the store; it takes about twice that in memory.
+        cache: Size = Size(8 << 20),
+    }
+    /// Bounds of the HTTPS listener. What happens at each of them stands in docs/reference/api.md.
+    limits: LimitsSection {
+        /// Open connections. At the limit the longest idle connection makes room; if none is idle, the new one is closed.
+        connections: usize = 2048,
+        /// Open connections of one address (IPv6: of one /64 network); more are closed at once.
+        connections_per_address: usize = 512,
+        /// Time for the TLS handshake.
+        handshake_timeout: Span = Span::seconds(10),
+        /// Time from the first byte of a request to the end of its header.
+        header_timeout: Span = Span::seconds(10),
+        /// How long a connection may stay without a request.
+        idle_timeout: Span = Span::seconds(60),
+        /// Age after which an HTTP/2 connection is asked to go away, so that nothing collects in it.
+        connection_lifetime: Span = Span::seconds(3600),
+        /// Time for the whole body of a request (408).
+        body_deadline: Span = Span::seconds(60),
+        /// Least rate of a body, per second, after the first five seconds (408).
+        body_rate: Size = Size(1 << 10),
+        /// Time for the work of one request (503).
+        request_deadline: Span = Span::seconds(30),
+        /// How long a client may accept no byte of its answer before its connection is cut.
+        write_timeout: Span = Span::seconds(30),
+        /// Time for a client to take one whole answer (watches excepted).
+        response_deadline: Span = Span::seconds(300),
+        /// Concurrent requests of one HTTP/2 connection.
+        streams: u32 = 100,
+        /// Bytes of a request's header (431).
+        header_size: Size = Size(32 << 10),
+        /// Number of header fields (431; HTTP/1.1 only, in HTTP/2 their size is what counts).
+        headers: usize = 64,
+        /// Bytes of a request target (414).
+        uri_size: Size = Size(8 << 10),
+        /// Watches (`/v1/watch`) that may be open at once (503).
+        watches: usize = 256,
+        /// How long requests in flight may take to finish when the daemon stops.
+        stop_deadline: Span = Span::seconds(20),
+    }
+    /// Prometheus metrics.
+    metrics: MetricsSection {
+        /// Networks that may read `/metrics` without a token; others need one with the right to.
+        allow: Vec<Network> = Network::loopback(),
+    }
+    /// What the daemon writes to the journal.
+    journal: JournalSection {
+        /// Least level: `error`, `warn`, `info`, `debug` or `trace`.
+        level: Level = Level::Info,
+        /// Whether to write a line for every request. Answers of 500 and above are always written.
+        access: bool = false,
+    }
+}
+
+/// Level of the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Level {
+    /// Only what needs somebody.
+    Error,
+    /// Also what may come to need somebody.
+    Warn,
+    /// Also what the daemon does.
+    Info,
+    /// Also how.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Level {
+    /// The level as the journal's filter writes it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// The configuration, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Data directory.
+    pub(crate) data: PathBuf,
+    /// Address of the API.
+    pub(crate) listen: SocketAddr,
+    /// Whether the log is public.
+    pub(crate) public: bool,
+    /// Bytes kept free.
+    pub(crate) reserve_bytes: u64,
+    /// Most waiting writes.
+    pub(crate) queue_max: usize,
+    /// Bytes of the store's page cache.
+    pub(crate) cache_bytes: u64,
+    /// Bounds of the listener.
+    pub(crate) limits: Limits,
+    /// Networks that may read metrics.
+    pub(crate) metrics_allow: Vec<Network>,
+    /// Least level of the journal.
+    pub(crate) level: Level,
+    /// Whether requests are written to the journal.
+    pub(crate) access: bool,
+}
+
+/// What is wrong with a configuration file; `Display` is one line that names file, line, column and what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}; name another file with --config")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A key is unknown, or a value is not what its key takes.
+    #[error("{path}:{line}:{column}: {message}")]
+    Syntax {
+        /// The file.
+        path: String,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// What is wrong, and the nearest key.
+        message: String,
+    },
+    /// Keys that do not go together.
+    #[error("{path}: {message}")]
+    Inconsistent {
+        /// The file.
+        path: String,
+        /// What does not go together.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads the configuration: `file` if it is named, else `samovar.toml` in the named data directory, else the one in
+    /// `/etc`, else the defaults. `data` overrides `node.data`.
+    pub(crate) fn load(file: Option<&Path>, data: Option<&Path>) -> Result<Self, ConfigError> {
+        let candidates = [data.map(|d| d.join(DATA_FILE)), Some(PathBuf::from(DEFAULT_PATH))];
+        let found = file.map(Path::to_owned).or_else(|| candidates.into_iter().flatten().find(|p| p.exists()));
+        let mut config = match found {
+            Some(path) => {
+                let name = path.display().to_string();
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
+                Self::parse(&name, &text)?
+            }
+            None => Self::parse("(defaults)", "")?,
+        };
+        if let Some(data) = data {
+            config.data = data.to_owned();
+        }
+        Ok(config)
+    }
+
+    /// Parses and checks the text of a file; `path` is what errors call it.
+    pub(crate) fn parse(path: &str, text: &str) -> Result<Self, ConfigError> {
+        let file: ConfigFile = toml::from_str(text).map_err(|e| syntax_error(path, text, &e))?;
+        file.check().map_err(|message| ConfigError::Inconsistent { path: path.to_owned(), message })
+    }
+}
+
+impl ConfigFile {
+    fn check(self) -> Result<Config, String> {
+        let limits = self.limits.check()?;
+        if self.store.queue == 0 {
+            return Err("store.queue is 0: no write could ever be taken; leave it out for the default".into());
+        }
+        if !(1 << 20..=1 << 30).contains(&self.store.cache.0) {
+            return Err(format!("store.cache is {}, it must lie between 1MiB and 1GiB", self.store.cache));
+        }
+        Ok(Config {
+            data: self.node.data,
+            listen: self.listen.api,
+            public: self.chain.public,
+            reserve_bytes: self.store.reserve.0,
+            queue_max: self.store.queue,
+            cache_bytes: self.store.cache.0,
+            limits,
+            metrics_allow: self.metrics.allow,
+            level: self.journal.level,
+            access: self.journal.access,
+        })
+    }
+}
+
+impl LimitsSection {
+    fn check(&self) -> Result<Limits, String> {
+        let l = self;
+        let counts = [
+            ("connections", l.connections),
+            ("connections_per_address", l.connections_per_address),
+            ("streams", l.streams as usize),
+            ("headers", l.headers),
+        ];
+        if let Some((key, _)) = counts.iter().find(|(_, n)| *n == 0) {
+            return Err(format!("limits.{key} is 0: nothing could be served; leave it out for the default"));
+        }
+        let times = [
+            ("handshake_timeout", l.handshake_timeout),
+            ("header_timeout", l.header_timeout),
+            ("idle_timeout", l.idle_timeout),
+            ("body_deadline", l.body_deadline),
+            ("request_deadline", l.request_deadline),
+            ("write_timeout", l.write_timeout),
+            ("response_deadline", l.response_deadline),
+            ("connection_lifetime", l.connection_lifetime),
+        ];
+        if let Some((key, _)) = times.iter().find(|(_, t)| t.0 < Duration::from_millis(100)) {
+            return Err(format!("limits.{key} is below 100ms: clients could not keep to it"));
+        }
+        let header_bytes = bounded("header_size", l.header_size, 8 << 10, 1 << 20)?;
+        let uri_bytes = bounded("uri_size", l.uri_size, 2 << 10, u64::try_from(header_bytes).unwrap_or(u64::MAX))?;
+        Ok(Limits {
+            connections_max: l.connections,
+            connections_per_address_max: l.connections_per_address,
+            handshake_timeout: l.handshake_timeout.0,
+            header_timeout: l.header_timeout.0,
+            idle_timeout: l.idle_timeout.0,
+            connection_lifetime: l.connection_lifetime.0,
+            body_deadline: l.body_deadline.0,
+            body_rate_min: l.body_rate.0.max(1),
+            request_deadline: l.request_deadline.0,
+            write_timeout: l.write_timeout.0,
+            response_deadline: l.response_deadline.0,
+            streams_max: l.streams,
+            header_bytes_max: header_bytes,
+            headers_max: l.headers,
+            uri_bytes_max: uri_bytes,
+            watches_max: l.watches,
+            stop_deadline: l.stop_deadline.0,
+        })
+    }
+}
+
+fn bounded(key: &str, size: Size, least: u64, most: u64) -> Result<usize, String> {
+    if size.0 < least || size.0 > most {
+        return Err(format!("limits.{key} is {size}, it must lie between {} and {}", Size(least), Size(most)));
+    }
+    usize::try_from(size.0).map_err(|_| format!("limits.{key} is {size}, more than this machine can address"))
+}
+
+/// Turns an error of the TOML parser into one line with place and nearest key.
+fn syntax_error(path: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+    let offset = error.span().map_or(0, |s| s.start.min(text.len()));
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
+    let message = error.message();
+    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    let message = match unknown {
+        Some(key) => nearest::explain(key),
+        None => message.replace('\n', " "),
+    };
+    ConfigError::Syntax { path: path.to_owned(), line, column, message }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! The HTTPS listener: accept loop, limits, deadlines, request ids. What an answer says is the handler's business.
+//!
+//! hyper and rustls hold most abuse for ever unless told otherwise, so every wait here has a bound:
+//!
+//! | wait | bound | then |
+//! |---|---|---|
+//! | connections, in total and of one address | `connections_max`, `connections_per_address_max` | idle one evicted, or closed |
+//! | TLS handshake | `handshake_timeout` | closed |
+//! | header after its first byte | `header_timeout` | closed |
+//! | no request | `idle_timeout` | asked to go, then closed |
+//! | body | `body_deadline`, `body_rate_min`, bytes by route | 408, 413 |
+//! | work | `request_deadline` | 503 |
+//! | client takes no byte, or not the whole answer | `write_timeout`, `response_deadline` | connection cut |
+//!
+//! ALPN alone decides between HTTP/1.1 and HTTP/2. One `current_thread` runtime runs all of it.
+
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::{Request, Response};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use crate::api::problem::Problem;
+use crate::metrics::Metrics;
+
+mod answer;
+mod body;
+mod connection;
+mod io;
+mod registry;
+mod shape;
+
+pub(crate) use answer::{Answer, RequestId};
+pub(crate) use body::{Payload, RequestBody};
+use registry::Registry;
+
+/// Bounds of the listener. Times are wall time, sizes bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Limits {
+    /// Open connections.
+    pub(crate) connections_max: usize,
+    /// Open connections of one address (IPv6: one /64).
+    pub(crate) connections_per_address_max: usize,
+    /// TLS handshake.
+    pub(crate) handshake_timeout: Duration,
+    /// First byte of a header to its end.
+    pub(crate) header_timeout: Duration,
+    /// Connection without a request.
+    pub(crate) idle_timeout: Duration,
+    /// Age at which an HTTP/2 connection is asked to go.
+    pub(crate) connection_lifetime: Duration,
+    /// Whole body.
+    pub(crate) body_deadline: Duration,
+    /// Bytes per second that a body must keep up.
+    pub(crate) body_rate_min: u64,
+    /// Work of one request.
+    pub(crate) request_deadline: Duration,
+    /// No byte taken by the client.
+    pub(crate) write_timeout: Duration,
+    /// Whole answer taken by the client.
+    pub(crate) response_deadline: Duration,
+    /// Concurrent streams of an HTTP/2 connection.
+    pub(crate) streams_max: u32,
+    /// Bytes of a header.
+    pub(crate) header_bytes_max: usize,
+    /// Fields of a header.
+    pub(crate) headers_max: usize,
+    /// Bytes of a request target.
+    pub(crate) uri_bytes_max: usize,
+    /// Open watches.
+    pub(crate) watches_max: usize,
+    /// Requests in flight at a stop.
+    pub(crate) stop_deadline: Duration,
+}
+
+/// A request whose shape was checked.
+pub(crate) struct Asked {
+    /// Method, target and header.
+    pub(crate) head: Parts,
+    /// The body, not read yet.
+    pub(crate) body: RequestBody,
+    /// Address of the peer; forwarded-for headers never count.
+    pub(crate) peer: IpAddr,
+    /// Id of the request.
+    pub(crate) id: RequestId,
+}
+
+/// What a handler returns.
+pub(crate) type Reply = Pin<Box<dyn Future<Output = Answer> + Send>>;
+/// Answers requests.
+pub(crate) type Handler = Arc<dyn Fn(Asked) -> Reply + Send + Sync>;
+
+/// How long the accept loop rests when the system refuses a socket (no descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often deadlines of connections are looked at, and so how exact they are.
+pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The listener with all it needs.
+pub(crate) struct Server {
+    /// Bound and listening.
+    pub(crate) listener: TcpListener,
+    /// Does the TLS handshakes.
+    pub(crate) tls: TlsAcceptor,
+    /// Bounds.
+    pub(crate) limits: Arc<Limits>,
+    /// Answers requests.
+    pub(crate) handler: Handler,
+    /// Counts what happens.
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What a connection shares with its listener.
+struct Shared {
+    tls: TlsAcceptor,
+    limits: Arc<Limits>,
+    handler: Handler,
+    metrics: Arc<Metrics>,
+    registry: Registry,
+}
+
+impl Server {
+    /// Serves until `stop` turns true, then lets requests in flight finish within `stop_deadline`, then closes the
+    /// listener.
+    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        let Self { listener, tls, limits, handler, metrics } = self;
+        let registry = Registry::new(limits.clone(), metrics.clone());
+        let shared = Arc::new(Shared { tls, limits, handler, metrics, registry });
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stopped(&mut stop) => break,
+                _ = sweep.tick() => shared.registry.sweep(),
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => connection::admit(&shared, socket, peer.ip().to_canonical()),
+                    Err(error) => {
+                        tracing::warn!(%error, "accepting a connection failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        shared.registry.drain(&mut sweep).await;
+    }
+}
+
+/// Resolves when the value turns true, or nobody can turn it any more.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stopping| *stopping).await;
+}
+
+/// Runs the handler within the deadline and dresses its answer.
+async fn answer(shared: &Shared, request: Request<Incoming>, peer: IpAddr) -> Response<Payload> {
+    let begun = tokio::time::Instant::now();
+    let (head, incoming) = request.into_parts();
+    let id = RequestId::of(&head.headers);
+    let method = answer::method_label(&head.method);
+    let line = answer::AccessLine::of(&head, &shared.metrics);
+    let headless = head.method == hyper::Method::HEAD;
+    let close = head.version < hyper::Version::HTTP_2;
+    let outcome = match shape::check(&head, &shared.limits) {
+        Err(problem) => Answer::refused(problem.closing(close), &id),
+        Ok(()) => {
+            let body = RequestBody::new(incoming, &shared.limits);
+            let deadline = shared.limits.request_deadline + body.deadline();
+            let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
+            match tokio::time::timeout(deadline, reply).await {
+                Ok(answer) => answer,
+                Err(_) => Answer::refused(Problem::deadline(deadline), &id),
+            }
+        }
+    };
+    shared.metrics.request(method, outcome.route, outcome.response.status(), begun.elapsed());
+    line.write(&outcome, &id, peer, begun.elapsed());
+    outcome.dress(&id, headless)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! Request ids, and what every answer carries whatever it says.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hyper::header::{
+    CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::http::request::Parts;
+use hyper::{Method, Response};
+
+use super::body::Payload;
+use crate::api::problem::Problem;
+use crate::metrics::Metrics;
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
+const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+
+/// Longest request id that is taken from a client, in bytes.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Digits of a request id.
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+/// Id of a request: the client's `X-Request-Id` when it is well-formed, else made here. For tracing only.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// The id of a request with these headers.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let well_formed = |v: &&HeaderValue| {
+            let bytes = v.as_bytes();
+            (1..=REQUEST_ID_BYTES_MAX).contains(&bytes.len())
+                && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        };
+        headers.get(&X_REQUEST_ID).filter(well_formed).map_or_else(Self::fresh, |v| Self(v.clone()))
+    }
+
+    /// Unique within this process, and random enough to tell processes apart.
+    fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+        let seed = *SEED.get_or_init(|| {
+            let mut bytes = [0; 8];
+            samovar_node::rt::fill_random(&mut bytes);
+            u64::from_le_bytes(bytes)
+        });
+        // A bijection of the counter (multiplication by an odd number, then xor): ids never collide within a process.
+        let n = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed;
+        let mut text = [0u8; 16];
+        for (byte, pair) in n.to_be_bytes().into_iter().zip(text.chunks_exact_mut(2)) {
+            pair[0] = HEX[usize::from(byte >> 4)];
+            pair[1] = HEX[usize::from(byte & 0xf)];
+        }
+        Self(HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0")))
+    }
+
+    /// The id as text.
+    pub(crate) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or("")
+    }
+}
+
+/// What a handler answers: the response, and what metrics and access log call it.
+pub(crate) struct Answer {
+    /// The response.
+    pub(crate) response: Response<Payload>,
+    /// Pattern of the route, or `-`.
+    pub(crate) route: &'static str,
+    /// Id of the principal, once it is known.
+    pub(crate) actor: Option<Arc<str>>,
+}
+
+impl Answer {
+    /// A refusal before any route was found.
+    pub(crate) fn refused(problem: Problem, id: &RequestId) -> Self {
+        Self { response: problem.into_response(id.as_str()), route: "-", actor: None }
+    }
+
+    /// Adds what every answer carries; for HEAD the length stays and the body goes.
+    pub(super) fn dress(self, id: &RequestId, headless: bool) -> Response<Payload> {
+        let mut response = self.response;
+        let body_bytes = response.body().length();
+        let headers = response.headers_mut();
+        headers.insert(STRICT_TRANSPORT_SECURITY, HSTS);
+        headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+        headers.insert(X_REQUEST_ID.clone(), id.0.clone());
+        if headless {
+            if let Some(n) = body_bytes.filter(|n| *n > 0) {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(n));
+            }
+            *response.body_mut() = Payload::Empty;
+        }
+        response
+    }
+}
+
+/// The method as a metric's label: a client must not be able to make labels.
+pub(super) fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}
+
+/// What the access log needs of a request, kept only if it will be written. Never a header: they hold secrets.
+pub(super) struct AccessLine(Option<(Method, String)>);
+
+impl AccessLine {
+    pub(super) fn of(head: &Parts, metrics: &Metrics) -> Self {
+        let wanted = metrics.access_log && tracing::enabled!(target: "samovar::access", tracing::Level::INFO);
+        Self(wanted.then(|| (head.method.clone(), head.uri.path().to_owned())))
+    }
+
+    pub(super) fn write(&self, answer: &Answer, id: &RequestId, peer: IpAddr, took: Duration) {
+        let status = answer.response.status().as_u16();
+        let (id, route, micros) = (id.as_str(), answer.route, took.as_micros());
+        let actor = answer.actor.as_deref().unwrap_or("-");
+        match &self.0 {
+            Some((method, path)) => {
+                tracing::info!(target: "samovar::access", %method, path, status, route, actor, %peer, id, micros);
+            }
+            None if status >= 500 => {
+                tracing::warn!(target: "samovar::access", status, route, actor, %peer, id, micros, "request failed");
+            }
+            None => {}
+        }
+    }
+}

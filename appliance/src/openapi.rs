@@ -1,0 +1,200 @@
+//! The description of the API, OpenAPI 3.1, made from the table of routes and the schemas below.
+
+use std::sync::LazyLock;
+
+use hyper::{Method, StatusCode};
+use serde_json::{Map, Value, json};
+
+use crate::api::problem::TYPE_PREFIX;
+use crate::api::{Parameter, ROUTES, Route, Takes};
+use crate::auth::Right;
+
+mod schemas;
+
+/// Statuses of problems that every route may answer.
+const PROBLEMS_EVERYWHERE: &[u16] = &[400, 414, 429, 500, 503];
+
+/// The document, made once.
+pub(crate) fn document() -> &'static str {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(|| build().to_string());
+    &DOCUMENT
+}
+
+fn build() -> Value {
+    let mut paths = Map::new();
+    for route in ROUTES {
+        let path = paths.entry(route.pattern).or_insert_with(|| json!({}));
+        path[route.method.as_str().to_lowercase()] = operation(route, &route.method);
+        if route.method == Method::GET {
+            path["head"] = operation(route, &Method::HEAD);
+        }
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Samovar",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "A ledger: keys and values in a Merkle log that peers cosign.",
+            "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
+        },
+        "servers": [{ "url": "/" }],
+        "paths": paths,
+        "components": {
+            "schemas": schemas::all(),
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
+        },
+    })
+}
+
+fn operation(route: &Route, method: &Method) -> Value {
+    let name = format!("{} {}", method.as_str().to_lowercase(), route.pattern);
+    let id: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let mut operation = json!({
+        "operationId": id.trim_end_matches('_'),
+        "summary": route.summary,
+        "description": format!("Roles: {}.", route.right.roles()),
+        "parameters": parameters(route),
+        "responses": responses(route, method),
+    });
+    if route.right != Right::Anyone {
+        operation["security"] = json!([{ "token": [] }]);
+    }
+    if let Some(body) = route.body {
+        operation["requestBody"] = json!({ "required": body != "bytes", "content": content(body, "*/*") });
+    }
+    operation
+}
+
+fn parameters(route: &Route) -> Vec<Value> {
+    let path = route.pattern.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| {
+        let schema = match name {
+            "n" | "height" => json!({ "type": "integer", "minimum": 0, "format": "uint64" }),
+            "key" => json!({ "type": "string", "minLength": 1, "maxLength": 512, "pattern": "^[^~\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*$" }),
+            "id" => json!({ "type": "string", "pattern": "^[0-9a-f]{16}$" }),
+            _ => json!({ "type": "string" }),
+        };
+        json!({ "name": name, "in": "path", "required": true, "schema": schema })
+    });
+    let header = |name: &str, doc: &str| json!({ "name": name, "in": "header", "description": doc, "schema": { "type": "string" } });
+    let mut all: Vec<_> = path.into_iter().chain(route.query.iter().map(query_parameter)).collect();
+    let on_key = route.pattern == "/v1/keys/{key}";
+    if on_key {
+        all.push(header("If-Match", "A revision in quotes."));
+        all.push(header("If-None-Match", "For a write `*`; for a read revisions in quotes."));
+    }
+    if route.right == Right::WriteKeys {
+        all.push(header("Idempotency-Key", "1 to 128 visible ASCII characters; makes a retry safe."));
+    }
+    if route.pattern == "/v1/watch" {
+        all.push(header("Last-Event-ID", "Id of the last event seen."));
+    }
+    all
+}
+
+fn query_parameter(parameter: &Parameter) -> Value {
+    let schema = match parameter.takes {
+        Takes::Text => json!({ "type": "string" }),
+        Takes::Number if parameter.name == "limit" => json!({ "type": "integer", "minimum": 1, "maximum": 1000 }),
+        Takes::Number => json!({ "type": "integer", "minimum": 0, "format": "uint64" }),
+        Takes::OneOf(choices) => json!({ "type": "string", "enum": choices }),
+    };
+    json!({ "name": parameter.name, "in": "query", "description": parameter.doc, "schema": schema })
+}
+
+fn responses(route: &Route, method: &Method) -> Value {
+    let mut all = Map::new();
+    for (status, body) in route.answers {
+        let mut answer = json!({ "description": reason(*status) });
+        if let (Some(body), true) = (body, *method != Method::HEAD) {
+            answer["content"] = content(body, "application/octet-stream");
+        }
+        all.insert(status.to_string(), answer);
+    }
+    let secured = [401, 403];
+    let secured: &[u16] = if route.right == Right::Anyone { &[] } else { &secured };
+    for status in PROBLEMS_EVERYWHERE.iter().chain(secured).chain(route.problems) {
+        let mut answer = json!({ "description": reason(*status) });
+        if *method != Method::HEAD {
+            let schema = json!({ "$ref": "#/components/schemas/Problem" });
+            answer["content"] = json!({ "application/problem+json": { "schema": schema } });
+        }
+        all.insert(status.to_string(), answer);
+    }
+    Value::Object(all)
+}
+
+/// `bytes` is `binary` of any type; a name with a slash is a media type; others are schemas.
+fn content(body: &str, bytes_type: &str) -> Value {
+    if body == "bytes" {
+        json!({ bytes_type: {} })
+    } else if body.contains('/') {
+        json!({ body: { "schema": { "type": if body == "application/json" { "object" } else { "string" } } } })
+    } else {
+        json!({ "application/json": { "schema": { "$ref": format!("#/components/schemas/{body}") } } })
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Answer")
+}
+
+/// `type` of problems, for the schema.
+fn problem_type() -> Value {
+    json!({ "type": "string", "pattern": format!("^{TYPE_PREFIX}[a-z-]+$") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_and_document_are_the_same() {
+        let document: Value = serde_json::from_str(document()).expect("JSON");
+        let described: Vec<_> = document["paths"]
+            .as_object()
+            .expect("paths")
+            .iter()
+            .flat_map(|(path, methods)| {
+                methods.as_object().expect("methods").keys().map(move |m| format!("{m} {path}"))
+            })
+            .collect();
+        let mut served: Vec<_> = ROUTES
+            .iter()
+            .flat_map(|r| {
+                let head = (r.method == Method::GET).then(|| format!("head {}", r.pattern));
+                head.into_iter().chain([format!("{} {}", r.method.as_str().to_lowercase(), r.pattern)])
+            })
+            .collect();
+        served.sort();
+        let mut sorted = described.clone();
+        sorted.sort();
+        assert_eq!(sorted, served);
+    }
+
+    #[test]
+    fn every_reference_has_a_schema() {
+        let document: Value = serde_json::from_str(document()).expect("JSON");
+        let schemas = document["components"]["schemas"].as_object().expect("schemas");
+        let text = document.to_string();
+        let mut count = 0;
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap_or("");
+            assert!(schemas.contains_key(name), "schema {name} is referred to and missing");
+            count += 1;
+        }
+        assert!(count > ROUTES.len(), "the document refers to schemas");
+        for name in schemas.keys() {
+            assert!(text.contains(&format!("schemas/{name}\"")), "schema {name} is used by no route");
+        }
+    }
+
+    #[test]
+    fn operation_ids_are_unique() {
+        let document: Value = serde_json::from_str(document()).expect("JSON");
+        let paths = document["paths"].as_object().expect("paths");
+        let ids: Vec<_> = paths.values().flat_map(|p| p.as_object().expect("methods").values()).collect();
+        let ids: Vec<_> = ids.iter().map(|o| o["operationId"].as_str().expect("an id")).collect();
+        let unique: std::collections::HashSet<_> = ids.iter().collect();
+        assert_eq!(unique.len(), ids.len(), "{ids:?}");
+    }
+}

@@ -1,0 +1,171 @@
+//! Schemas of bodies and answers.
+
+use serde_json::{Value, json};
+
+fn object(required: &[&str], properties: &Value) -> Value {
+    json!({ "type": "object", "required": required, "properties": properties })
+}
+
+/// An object that takes no other fields: what clients send.
+fn strict(required: &[&str], properties: &Value) -> Value {
+    let mut schema = object(required, properties);
+    schema["additionalProperties"] = json!(false);
+    schema
+}
+
+fn number() -> Value {
+    json!({ "type": "integer", "minimum": 0, "format": "uint64" })
+}
+
+fn nullable(name: &str) -> Value {
+    json!({ "type": [name, "null"] })
+}
+
+fn text() -> Value {
+    json!({ "type": "string" })
+}
+
+fn list(items: &Value) -> Value {
+    json!({ "type": "array", "items": items })
+}
+
+fn role() -> Value {
+    json!({ "type": "string", "enum": crate::auth::ROLES.map(|r| r.as_str()) })
+}
+
+/// All of them, by name.
+pub(super) fn all() -> Value {
+    json!({
+        "Problem": problem(),
+        "Written": object(
+            &["key", "revision", "transaction", "block"],
+            &json!({ "key": text(), "revision": number(), "transaction": number(), "block": number() }),
+        ),
+        "Transaction": transaction(),
+        "Committed": object(
+            &["transaction", "block", "revisions"],
+            &json!({
+                "transaction": number(), "block": number(),
+                "revisions": { "type": "object", "additionalProperties": number() },
+            }),
+        ),
+        "KeyPage": key_page(),
+        "HistoryPage": history_page(),
+        "Record": record(),
+        "BlockPage": object(
+            &["blocks", "next"],
+            &json!({ "blocks": list(&json!({ "$ref": "#/components/schemas/Block" })), "next": nullable("integer") }),
+        ),
+        "Block": object(
+            &["height", "first", "last", "time_ms", "entry"],
+            &json!({
+                "height": number(), "first": number(), "last": number(), "time_ms": number(),
+                "entry": { "type": "object" },
+            }),
+        ),
+        "Log": object(
+            &["origin", "vkey", "cosigners", "policy"],
+            &json!({ "origin": text(), "vkey": text(), "cosigners": list(&text()), "policy": text() }),
+        ),
+        "NewApiKey": strict(
+            &["name", "role"],
+            &json!({
+                "name": { "type": "string", "minLength": 1, "maxLength": 128 },
+                "role": role(), "prefixes": list(&text()), "expires_ms": nullable("integer"),
+            }),
+        ),
+        "ApiKey": api_key(),
+        "IssuedApiKey": json!({
+            "allOf": [
+                { "$ref": "#/components/schemas/ApiKey" },
+                object(&["token"], &json!({ "token": text() })),
+            ],
+        }),
+        "ApiKeys": object(
+            &["api_keys"],
+            &json!({ "api_keys": list(&json!({ "$ref": "#/components/schemas/ApiKey" })) }),
+        ),
+        "Status": status(),
+        "Health": object(&["status"], &json!({ "status": text() })),
+    })
+}
+
+fn problem() -> Value {
+    object(
+        &["type", "title", "status", "detail", "request_id"],
+        &json!({
+            "type": super::problem_type(), "title": text(), "status": number(), "detail": text(),
+            "request_id": text(),
+        }),
+    )
+}
+
+fn transaction() -> Value {
+    let one = |name: &str, schema: Value| strict(&[name], &json!({ name: schema }));
+    let put = strict(
+        &["key"],
+        &json!({
+            "key": text(), "value": true, "bytes": { "type": "string", "contentEncoding": "base64" }, "type": text(),
+        }),
+    );
+    let delete = strict(&["key"], &json!({ "key": text() }));
+    let erase = strict(&["key", "revision"], &json!({ "key": text(), "revision": number() }));
+    let require = strict(&["key", "revision"], &json!({ "key": text(), "revision": nullable("integer") }));
+    let operations = json!({
+        "type": "array", "minItems": 1, "maxItems": 128,
+        "items": { "oneOf": [one("put", put), one("delete", delete), one("erase", erase)] },
+    });
+    strict(&["operations"], &json!({ "require": list(&require), "operations": operations }))
+}
+
+fn key_page() -> Value {
+    let row = object(
+        &["key", "revision", "size", "type"],
+        &json!({ "key": text(), "revision": number(), "size": number(), "type": text() }),
+    );
+    object(&["block", "keys", "next"], &json!({ "block": number(), "keys": list(&row), "next": nullable("string") }))
+}
+
+fn history_page() -> Value {
+    let row = object(
+        &["revision", "block", "time_ms", "author", "change"],
+        &json!({
+            "revision": number(), "block": number(), "time_ms": number(), "author": text(),
+            "change": { "type": "string", "enum": ["put", "delete"] },
+            "size": number(), "type": text(), "erased_by": number(),
+        }),
+    );
+    object(&["key", "versions", "next"], &json!({ "key": text(), "versions": list(&row), "next": nullable("integer") }))
+}
+
+fn record() -> Value {
+    let opening = object(&["key"], &json!({ "key": text(), "salt": text(), "value": text(), "erased_by": number() }));
+    object(
+        &["index", "block", "entry", "openings"],
+        &json!({
+            "index": number(), "block": number(), "entry": { "type": "object" }, "openings": list(&opening),
+        }),
+    )
+}
+
+fn api_key() -> Value {
+    object(
+        &["id", "name", "role", "prefixes", "created_ms", "expires_ms", "revoked"],
+        &json!({
+            "id": text(), "name": text(), "role": role(), "prefixes": list(&text()), "created_ms": number(),
+            "expires_ms": nullable("integer"), "revoked": { "type": "boolean" },
+        }),
+    )
+}
+
+fn status() -> Value {
+    object(
+        &["node", "name", "version", "role", "leader", "term", "height", "size", "errors", "now_ms"],
+        &json!({
+            "node": number(), "name": text(), "version": text(), "role": text(), "leader": nullable("integer"),
+            "term": number(), "height": number(), "size": number(), "block_time_ms": number(),
+            "checkpoint_size": number(), "keys": number(), "free_bytes": number(), "reserve_bytes": number(),
+            "store_bytes": number(), "uptime_s": number(), "now_ms": number(), "errors": list(&text()),
+        }),
+    )
+}

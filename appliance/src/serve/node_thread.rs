@@ -1,0 +1,78 @@
+//! The node on a thread and runtime of its own.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result, anyhow};
+use samovar_node::Node;
+use samovar_node::disk::OsDisk;
+use samovar_node::node::Config;
+use tokio::sync::oneshot;
+
+/// A running node. [`NodeThread::stop`] it; dropped, it is only abandoned.
+pub(super) struct NodeThread {
+    node: Node,
+    stop: oneshot::Sender<()>,
+    ended: Option<oneshot::Receiver<()>>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl NodeThread {
+    /// Starts the node and returns when it is open.
+    pub(super) fn start(config: Config) -> Result<Self> {
+        let (opened, open) = std::sync::mpsc::sync_channel(1);
+        let (stop, stopped) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("node".into())
+            .spawn(move || {
+                // Dropped at the end, also of a panic.
+                let _end: oneshot::Sender<()> = end;
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.context("starting the node's runtime")?;
+                runtime.block_on(async {
+                    let node = Node::start(Arc::new(OsDisk), config).await.map_err(|e| anyhow!("{e}"))?;
+                    let _ = opened.send(node.clone());
+                    let failure = tokio::select! {
+                        _ = stopped => None,
+                        failure = node.failure() => Some(failure),
+                    };
+                    node.stop().await;
+                    failure.map_or(Ok(()), |e| Err(anyhow!("the node failed: {e}")))
+                })
+            })
+            .context("starting the node's thread")?;
+        match open.recv() {
+            Ok(node) => Ok(Self { node, stop, ended: Some(ended), thread }),
+            Err(_) => Err(join(thread).err().unwrap_or_else(|| anyhow!("the node ended before it was open"))),
+        }
+    }
+
+    /// The node.
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Resolves when the node's thread ends, whatever the reason. Once.
+    pub(super) fn ended(&mut self) -> impl Future<Output = ()> + use<> {
+        let ended = self.ended.take();
+        async move {
+            match ended {
+                Some(ended) => drop(ended.await),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Makes everything durable and ends the thread.
+    pub(super) fn stop(self) -> Result<()> {
+        let Self { node, stop, thread, .. } = self;
+        drop(node);
+        let _ = stop.send(());
+        join(thread)
+    }
+}
+
+fn join(thread: JoinHandle<Result<()>>) -> Result<()> {
+    thread.join().unwrap_or_else(|_| Err(anyhow!("the node's thread panicked; the journal says where")))
+}

@@ -1,0 +1,495 @@
+//! The test vectors under `tests/vectors`: each a file, what it is verified with, and whether it holds. The same table is
+//! the adversarial test of the verifier.
+
+use std::path::PathBuf;
+
+use super::forge::{
+    base64, crlf_note, edit_extra, edit_signature, extra, swap_fields, with_key, with_leaf, with_spare_bits,
+};
+use super::ledger::{Keys, Ledger, Op};
+use crate::proof::map::key_hash;
+use crate::proof::{Opening, Verifier};
+
+/// One vector.
+pub(super) struct Vector {
+    pub(super) name: &'static str,
+    pub(super) file: Vec<u8>,
+    pub(super) key: String,
+    pub(super) policy: Option<&'static str>,
+    pub(super) expect_key: Option<&'static str>,
+    /// `Ok`, or a part of the reason that must be given.
+    pub(super) outcome: Result<(), &'static str>,
+    pub(super) why: &'static str,
+}
+
+pub(super) struct Vectors {
+    pub(super) keys: Keys,
+    /// The ledger as it ends.
+    pub(super) ledger: Ledger,
+    /// The same two blocks earlier.
+    older: Ledger,
+    pub(super) vectors: Vec<Vector>,
+}
+
+pub(super) const POLICIES: [&str; 4] = ["majority", "all", "witnessed", "outside-only"];
+
+impl Vectors {
+    pub(super) fn policy(&self, name: &str) -> String {
+        match name {
+            "majority" => self.keys.majority(),
+            "all" => self.keys.all(),
+            "witnessed" => self.keys.witnessed(),
+            _ => self.keys.outside_only(),
+        }
+    }
+
+    pub(super) fn verifier(&self, vector: &Vector) -> Verifier {
+        Verifier {
+            log: crate::note::VerifierKey::parse(&vector.key).unwrap(),
+            policy: vector.policy.map(|name| crate::policy::Policy::parse(self.policy(name).as_bytes()).unwrap()),
+            expect_key: vector.expect_key.map(str::to_owned),
+        }
+    }
+
+    fn add(
+        &mut self,
+        name: &'static str,
+        file: impl Into<Vec<u8>>,
+        outcome: Result<(), &'static str>,
+        why: &'static str,
+    ) {
+        let key = self.keys.log_key().to_string();
+        let file = file.into();
+        self.vectors.push(Vector { name, file, key, policy: Some("majority"), expect_key: None, outcome, why });
+    }
+
+    fn with(&mut self, change: impl FnOnce(&mut Vector)) {
+        change(self.vectors.last_mut().unwrap());
+    }
+
+    pub(super) fn new() -> Self {
+        let keys = Keys::new(40);
+        let mut ledger = Ledger::default();
+        ledger.members();
+        ledger.end_block();
+        ledger.transaction(&[
+            Op::Put("flights/1", b"first"),
+            Op::Put("a \"quoted\\\" key/\u{e9}\u{1fad6}", b"{\"n\":1}"),
+        ]);
+        ledger.transaction(&[Op::Put("flights/2", b"second"), Op::Put("empty", b"")]);
+        ledger.end_block();
+        ledger.transaction(&[
+            Op::Put("flights/1", b"third"),
+            Op::Delete("flights/2"),
+            Op::Put("secret", b"to be erased"),
+        ]);
+        ledger.end_block();
+        for n in 0..260 {
+            ledger.transaction(&[Op::Put(FILLERS[n % FILLERS.len()], b"filler")]);
+        }
+        ledger.transaction(&[Op::Blob("blob", b"bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku")]);
+        ledger.end_block();
+        let older = ledger.clone();
+        ledger.transaction(&[Op::Erase("secret", 5), Op::Put("new", b"in the newest block")]);
+        ledger.keys_change(&Keys::new(80), &Keys::new(80).majority());
+        ledger.end_block();
+        ledger.transaction(&[Op::Put("flights/1", b"fourth")]);
+        ledger.end_block();
+        let mut all = Self { keys, ledger, older, vectors: Vec::new() };
+        all.valid_receipts();
+        all.valid_proofs();
+        all.false_signatures();
+        all.false_paths();
+        all.false_receipts();
+        all.false_proofs();
+        all.malformed();
+        all
+    }
+
+    fn valid_receipts(&mut self) {
+        let l = self.ledger.clone();
+        let receipt = |v: &Self, index| l.receipt(&v.keys, index);
+        for (name, index, why) in [
+            ("receipt", 2, "two puts, one key with characters that JSON escapes"),
+            ("receipt-empty-value", 3, "a value of no bytes"),
+            ("receipt-erased", 5, "a put, a delete, and a put whose value a later entry erased"),
+            ("receipt-blob", 267, "the value of a blob is its CID, its size that of the blob"),
+            ("receipt-erase", 269, "the entry that erases, with a put beside it"),
+            ("receipt-membership", 0, "no transaction: nothing to open"),
+            ("receipt-block", 4, "a block entry is an entry like others"),
+            ("receipt-cosigners", 270, "a change of the log's keys"),
+        ] {
+            let file = receipt(self, index);
+            self.add(name, file, Ok(()), why);
+        }
+        let file = receipt(self, 2);
+        self.add("receipt-no-policy", file.clone(), Ok(()), "without a policy the log's signature suffices");
+        self.with(|v| v.policy = None);
+        self.add("receipt-all", file.clone(), Ok(()), "every node cosigned");
+        self.with(|v| v.policy = Some("all"));
+        self.add("receipt-expected-key", file, Ok(()), "the entry puts the key that was asked for");
+        self.with(|v| v.expect_key = Some("flights/1"));
+        let (two, outside) = {
+            let head = l.checkpoint();
+            let nodes = &self.keys.nodes;
+            let two = self.keys.sign_by(&head, &[&nodes[2], &nodes[0]]);
+            (two, self.keys.sign_by(&head, &[&nodes[0], &self.keys.witness, &nodes[1]]))
+        };
+        self.add("receipt-two-of-three", l.receipt_with(&two, 2, &l.openings(2)), Ok(()), "a majority, in any order");
+        let by_outside = l.receipt_with(&outside, 2, &l.openings(2));
+        self.add("receipt-witnessed", by_outside.clone(), Ok(()), "two nodes and an outside witness");
+        self.with(|v| v.policy = Some("witnessed"));
+        self.add("receipt-outside-only", by_outside, Ok(()), "an outside witness suffices for inclusion");
+        self.with(|v| v.policy = Some("outside-only"));
+        let withheld = l.receipt_with(&two, 2, &[Opening::Withheld, l.openings(2)[1].clone()]);
+        self.add("receipt-withheld", withheld, Ok(()), "one value is not in the file");
+        let unknown = "— ml-dsa.example/w2 AAAABgABAgMEBQYHCAkKCwwNDg8=\n";
+        self.add("receipt-unknown-signature", receipt(self, 2) + unknown, Ok(()), "unknown signatures are passed over");
+        let older = self.older.receipt(&self.keys, 5);
+        self.add("receipt-before-erase", older, Ok(()), "saved before the erase, it still opens its value");
+    }
+
+    fn valid_proofs(&mut self) {
+        let l = self.ledger.clone();
+        for (name, key, why) in [
+            ("proof", "flights/1", "the newest of three values, with its entry"),
+            ("proof-escapes", "a \"quoted\\\" key/\u{e9}\u{1fad6}", "a key with characters that JSON escapes"),
+            ("proof-empty-value", "empty", "a value of no bytes"),
+            ("proof-blob", "blob", "the value of a blob is its CID"),
+            ("proof-erased", "secret", "the value was erased, and by which entry"),
+            ("proof-deleted", "flights/2", "a deleted key is absent"),
+            ("proof-absent-neighbour", ABSENT_BY_NEIGHBOUR, "never written; another key's leaf stands on its way"),
+            ("proof-absent-empty", ABSENT_BY_EMPTY, "never written; the way ends at an empty subtree"),
+        ] {
+            let file = l.proof(&self.keys, key);
+            self.add(name, file, Ok(()), why);
+        }
+        let head = self.keys.sign(&l.checkpoint());
+        self.add(
+            "proof-without-value",
+            l.proof_with(&head, "flights/1", false),
+            Ok(()),
+            "revision and commitment only",
+        );
+        self.add("proof-no-policy", l.proof_with(&head, "flights/1", true), Ok(()), "the log's signature only");
+        self.with(|v| (v.policy, v.expect_key) = (None, Some("flights/1")));
+        self.add(
+            "proof-older",
+            self.older.proof(&self.keys, "new"),
+            Ok(()),
+            "absent as of an older head, which it names",
+        );
+        let mut first = Ledger::default();
+        first.members();
+        first.end_block();
+        self.add("proof-empty-map", first.proof(&self.keys, "flights/1"), Ok(()), "nothing was ever written");
+    }
+
+    fn false_signatures(&mut self) {
+        let l = self.ledger.clone();
+        let file = l.receipt(&self.keys, 2);
+        let head = l.checkpoint();
+        let nodes = |n: usize| self.keys.nodes.iter().take(n).collect::<Vec<_>>();
+        let one = l.receipt_with(&self.keys.sign_by(&head, &nodes(1)), 2, &l.openings(2));
+        let two = l.receipt_with(&self.keys.sign_by(&head, &nodes(2)), 2, &l.openings(2));
+        let two_nodes = l.proof_with(&self.keys.sign_by(&head, &nodes(2)), "flights/1", true);
+        let outside = l.proof_with(&self.keys.sign_by(&head, &[&self.keys.witness]), "flights/1", true);
+        let twice = l.receipt_with(&self.keys.sign_by(&head, &nodes(1).repeat(2)), 2, &l.openings(2));
+        self.add("bad-quorum", one, Err("quorum"), "one of three nodes is no majority");
+        self.add("bad-quorum-all", two, Err("quorum"), "the policy asks for every node");
+        self.with(|v| v.policy = Some("all"));
+        self.add("bad-proof-outside-only", outside, Err("group nodes"), "a witness does not vouch for the state root");
+        self.with(|v| v.policy = Some("outside-only"));
+        self.add("bad-quorum-witness", two_nodes, Err("quorum"), "the outside witness is missing");
+        self.with(|v| v.policy = Some("witnessed"));
+        self.add("bad-quorum-twice", twice, Err("quorum"), "one node twice is one node");
+        let other = Keys::new(80);
+        self.add("bad-log-key", file.clone(), Err("no signature of"), "the key of another log");
+        self.with(|v| (v.key, v.policy) = (other.log_key().to_string(), None));
+        self.add(
+            "bad-policy-log",
+            l.receipt(&other, 2),
+            Err("does not know the log key"),
+            "the policy names another log",
+        );
+        self.with(|v| v.key = other.log_key().to_string());
+        let forged = l.receipt_with(&other.sign_by(&head, &nodes_of(&self.keys)), 2, &l.openings(2));
+        self.add("bad-log-signature-missing", forged, Err("no signature of"), "nodes signed it, the log did not");
+        for (line, name) in [(0, "bad-large-s"), (1, "bad-cosignature-large-s")] {
+            let text = edit_signature(&file, line, |bytes| {
+                let at = bytes.len() - 64;
+                crate::note::tests::with_large_s(&mut bytes[at..]);
+            });
+            self.add(name, text, Err("does not verify"), "S is not below the order of the group");
+        }
+        let time = edit_signature(&file, 1, |bytes| bytes[11] ^= 1);
+        self.add("bad-cosignature-time", time, Err("does not verify"), "the time of a cosignature was changed");
+        let root = file.replace(&format!("\n{}\n", l.size()), &format!("\n{}\n", l.size() + 1));
+        self.add("bad-size", root, Err("does not verify"), "the size in the checkpoint was changed");
+        let as_cosigner = self.keys.nodes[0].verifier_key().to_string();
+        self.add("bad-key-type", file, Err("type 0x01"), "a cosigner's key is not a log's");
+        self.with(|v| (v.key, v.policy) = (as_cosigner, None));
+    }
+
+    fn false_paths(&mut self) {
+        let l = self.ledger.clone();
+        let file = l.receipt(&self.keys, 2);
+        let path: Vec<&str> = file.lines().skip(3).take_while(|line| !line.is_empty()).collect();
+        let with_path = |lines: &[&str]| file.replace(&path.join("\n"), &lines.join("\n"));
+        let swapped: Vec<&str> = [path[1], path[0]].iter().chain(&path[2..]).copied().collect();
+        let padded: Vec<&str> = path.iter().chain(&path[..1]).copied().collect();
+        let neighbour = l.receipt(&self.keys, 3);
+        let neighbour: Vec<&str> = neighbour.lines().skip(3).take_while(|line| !line.is_empty()).collect();
+        for (name, text, why) in [
+            ("bad-path-truncated", with_path(&path[..path.len() - 1]), "the last hash of the path is missing"),
+            ("bad-path-head-missing", with_path(&path[1..]), "the first hash of the path is missing"),
+            ("bad-path-padded", with_path(&padded), "a hash too many"),
+            ("bad-path-swapped", with_path(&swapped), "two hashes are exchanged"),
+            ("bad-path-neighbour", with_path(&neighbour), "the path of the neighbour"),
+            ("bad-index", file.replace("index 2\n", "index 3\n"), "the index of the neighbour"),
+        ] {
+            self.add(name, text, Err("does not lead to the root"), why);
+        }
+        let beyond = file.replace("index 2\n", "index 999\n");
+        self.add("bad-index-beyond", beyond, Err("beyond"), "an index beyond the checkpoint");
+        let older = self.keys.sign(&self.older.checkpoint());
+        let older = format!("{}\n\n{older}", file.split_once("\n\n").unwrap().0);
+        self.add("bad-older-checkpoint", older, Err("does not lead to the root"), "a path to one head, another head");
+    }
+
+    fn false_receipts(&mut self) {
+        let l = self.ledger.clone();
+        let (two, erased) = (l.receipt(&self.keys, 2), l.receipt(&self.keys, 5));
+        let head = self.keys.sign(&l.checkpoint());
+        let leaf = edit_extra(&two, |e| e.replace("importer", "imposter"));
+        self.add("bad-leaf", leaf, Err("does not lead to the root"), "the entry names another author");
+        let mut openings = l.openings(2);
+        openings.reverse();
+        let swapped = l.receipt_with(&head, 2, &openings);
+        self.add("bad-openings-swapped", swapped, Err("committed to"), "the openings of two puts are exchanged");
+        self.add("bad-openings-missing", l.receipt_with(&head, 2, &openings[..1]), Err("2 puts"), "an opening too few");
+        openings.push(Opening::Withheld);
+        self.add("bad-openings-more", l.receipt_with(&head, 2, &openings), Err("2 puts"), "an opening too many");
+        let value = edit_extra(&two, |e| e.replace("\"Zmlyc3Q=\"", "\"Rmlyc3Q=\""));
+        self.add("bad-value", value, Err("committed to"), "another value");
+        let by_other = edit_extra(&erased, |e| e.replace("\"erased\":269", "\"erased\":270"));
+        self.add("bad-erase-index", by_other, Err("does not lead to the root"), "another entry is named as the erase");
+        let mut none = l.openings(5);
+        none[1] = Opening::Erased(crate::proof::Erasure { index: 4, source: l.source(4) });
+        self.add("bad-erase-entry", l.receipt_with(&head, 5, &none), Err("does not erase"), "the entry erases nothing");
+        let mut other = l.openings(5);
+        other[0] = other[1].clone();
+        self.add("bad-erase-key", l.receipt_with(&head, 5, &other), Err("does not erase"), "it erases another key");
+        self.add("bad-expected-key", two, Err("does not name the key"), "the entry is about other keys");
+        self.with(|v| v.expect_key = Some("flights/2"));
+    }
+
+    fn false_proofs(&mut self) {
+        let l = self.ledger.clone();
+        let (present, absent) = (l.proof(&self.keys, "flights/1"), l.proof(&self.keys, ABSENT_BY_NEIGHBOUR));
+        let wrong = "does not lead to the state root";
+        let other_key = edit_extra(&present, |e| with_key(e, "flights/1", "empty"));
+        self.add("bad-proof-other-key", other_key, Err(wrong), "one key's proof under another's name");
+        self.add(
+            "bad-proof-expected-key",
+            present.clone(),
+            Err("is about the key"),
+            "a proof of another key than asked",
+        );
+        self.with(|v| v.expect_key = Some("empty"));
+        let hidden = edit_extra(&present, |e| with_leaf(e, "null", true));
+        self.add("bad-absent-for-present", hidden, Err(wrong), "a key that has a value, called absent");
+        let own_leaf = edit_extra(&present, |e| {
+            let (key, value) = (base64(&key_hash("flights/1")), base64(&l.map_value("flights/1").hash()));
+            with_leaf(e, &format!("{{\"key\":\"{key}\",\"value\":\"{value}\"}}"), true)
+        });
+        self.add("bad-absent-own-leaf", own_leaf, Err("the key's own"), "its own leaf as that of a neighbour");
+        let misnamed = edit_extra(&absent, |e| e.replacen(ABSENT_BY_NEIGHBOUR, "no such key 1", 1));
+        self.add(
+            "bad-absent-misnamed",
+            misnamed,
+            Err("SHA-256 of the key"),
+            "a key's name that is not that of its way",
+        );
+        let elsewhere = edit_extra(&absent, |e| with_key(e, ABSENT_BY_NEIGHBOUR, ABSENT_BY_EMPTY));
+        self.add("bad-neighbour-elsewhere", elsewhere, Err("on the way"), "the neighbour of another key");
+        let claimed = edit_extra(&absent, |e| {
+            let commitment = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+            with_leaf(e, &format!("{{\"revision\":2,\"commitment\":\"{commitment}\",\"erased\":null}}"), false)
+        });
+        self.add("bad-present-for-absent", claimed, Err(wrong), "an absent key, said to have a value");
+        let shown = edit_extra(&absent, |e| {
+            let present = extra(&present);
+            format!("{}{}", &e[..e.find(",\"put\":").unwrap()], &present[present.find(",\"put\":").unwrap()..])
+        });
+        self.add("bad-absent-with-value", shown, Err("absent"), "an absent key, with another key's value beside");
+        let erased = edit_extra(&l.proof(&self.keys, "secret"), |e| e.replace("\"erased\":269", "\"erased\":null"));
+        self.add("bad-erased-as-held", erased, Err(wrong), "an erased value, said to be held");
+        let older = self.older.proof(&self.keys, "new");
+        let (older_head, _) = older.split_once("\n\n").unwrap();
+        let mixed = format!("{older_head}\n\n{}", self.keys.sign(&l.checkpoint()));
+        self.add(
+            "bad-older-block",
+            mixed,
+            Err("does not lead to the root"),
+            "an older proof under the newest checkpoint",
+        );
+        let stale = self.stale_proof();
+        self.add("bad-older-root", stale, Err("not the last"), "an older block, truly in the log, as the newest");
+        let not_block = crate::proof::latest(
+            &crate::proof::Inclusion { index: 2, path: &l.path(2), checkpoint: &self.keys.sign(&l.checkpoint()) },
+            l.line(2),
+            "flights/1",
+            &crate::proof::MapProof { siblings: vec![], leaf: crate::proof::MapLeaf::Empty },
+            None,
+            None,
+        );
+        self.add("bad-not-a-block", not_block, Err("not a block entry"), "a transaction in place of the block entry");
+        let put = edit_extra(&present, |e| {
+            let (from, to) = (e.find(",\"put\":{").unwrap(), e.find("},\"opening\":").unwrap());
+            let source = l.source(2);
+            let line = serde_json::to_string(&source.line).unwrap();
+            let path: Vec<String> = source.path.iter().map(|h| base64(h)).collect();
+            let path = serde_json::to_string(&path).unwrap();
+            format!("{},\"put\":{{\"entry\":{line},\"path\":{path}{}", &e[..from], &e[to..])
+        });
+        self.add("bad-put", put, Err("does not lead to the root"), "the entry of an older value as that of the newest");
+        let value = edit_extra(&present, |e| e.replace("Zm91cnRo", "dGhpcmQh"));
+        self.add("bad-proof-value", value, Err("committed to"), "another value");
+    }
+
+    /// The proof of an older block with a true path to the newest head: all but its place at the end is right.
+    fn stale_proof(&self) -> String {
+        let index = self.older.size() - 1;
+        let older = self.older.proof(&self.keys, "new");
+        let path: String = self.ledger.path(index).iter().map(|h| base64(h) + "\n").collect();
+        let head = self.keys.sign(&self.ledger.checkpoint());
+        let kept: String = older.lines().take(3).map(|line| format!("{line}\n")).collect();
+        format!("{kept}{path}\n{head}")
+    }
+
+    fn malformed(&mut self) {
+        let receipt = self.ledger.receipt(&self.keys, 2);
+        let proof = self.ledger.proof(&self.keys, "flights/1");
+        let spelling = "not a proof file";
+        let extra_line = receipt.lines().nth(1).unwrap();
+        let as_extra = |text: &str| edit_extra(&receipt, |e| e.replacen("{\"entry\"", text, 1));
+        let in_entry = |from: &str, to: &str| edit_extra(&receipt, |e| e.replacen(from, to, 1));
+        for (name, file, reason, why) in [
+            ("bad-trailing-bytes", receipt.clone() + "more\n", "not a signed note", "text behind the last line"),
+            ("bad-truncated", receipt[..receipt.len() - 1].into(), "not a signed note", "the last newline is missing"),
+            ("bad-crlf", receipt.replace('\n', "\r\n"), spelling, "lines end in CRLF"),
+            ("bad-crlf-note", crlf_note(&receipt), "not a signed note", "lines of the checkpoint end in CRLF"),
+            ("bad-magic", receipt.replacen("@v1", "@v2", 1), spelling, "another version"),
+            ("bad-no-extra", receipt.replace(&format!("{extra_line}\n"), ""), spelling, "no extra line"),
+            (
+                "bad-extra-padding",
+                receipt.replace(extra_line, extra_line.trim_end_matches('=')),
+                spelling,
+                "padding is missing",
+            ),
+            ("bad-extra-bits", with_spare_bits(&receipt), spelling, "spare bits of the base64 are set"),
+            ("bad-index-zero", receipt.replace("index 2\n", "index 02\n"), spelling, "a leading zero"),
+            ("bad-json-duplicate", as_extra("{\"entry\":\"\",\"entry\""), spelling, "a field twice"),
+            ("bad-json-unknown", as_extra("{\"more\":1,\"entry\""), spelling, "an unknown field"),
+            ("bad-json-space", as_extra("{ \"entry\""), spelling, "white space"),
+            ("bad-json-escape", in_entry("importer", "\\u0069mporter"), spelling, "an escape that is not needed"),
+            ("bad-json-order", swap_fields(&receipt), spelling, "fields in another order"),
+            ("bad-json-salt", in_entry("\"salt\":\"", "\"salt\":\"A"), spelling, "a salt of 33 bytes"),
+            (
+                "bad-entry-duplicate",
+                in_entry("\\\"author\\\"", "\\\"time\\\":0,\\\"author\\\""),
+                "does not lead",
+                "an entry with a field twice",
+            ),
+            (
+                "bad-proof-json-duplicate",
+                edit_extra(&proof, |e| e.replacen("\"put\":", "\"put\":null,\"put\":", 1)),
+                spelling,
+                "a field twice",
+            ),
+        ] {
+            self.add(name, file, Err(reason), why);
+        }
+        let mut bytes = receipt.into_bytes();
+        bytes[30] = 0xff;
+        self.add("bad-utf8", bytes, Err(spelling), "not UTF-8");
+        self.add("bad-nothing", "", Err(spelling), "an empty file");
+        self.duplicate_field_in_log();
+    }
+
+    /// A log that holds a line which is no entry: its own signature does not make it one.
+    fn duplicate_field_in_log(&mut self) {
+        let line = r#"{"type":"membership","time":1,"time":2,"voters":[1],"learners":[]}"#;
+        let leaf = crate::merkle::leaf_hash(line.as_bytes());
+        let head = crate::checkpoint::Checkpoint { root: leaf, size: 1, ..self.ledger.checkpoint() };
+        let inclusion = crate::proof::Inclusion { index: 0, path: &[], checkpoint: &self.keys.sign(&head) };
+        let file = crate::proof::receipt(&inclusion, line, &[]);
+        self.add("bad-entry-in-log", file, Err("malformed"), "a leaf of the log that is not an entry");
+    }
+}
+
+fn nodes_of(keys: &Keys) -> Vec<&crate::note::Signer> {
+    keys.nodes.iter().collect()
+}
+
+const FILLERS: [&str; 7] = ["f/0", "f/1", "f/2", "f/3", "f/4", "f/5", "f/6"];
+const ABSENT_BY_NEIGHBOUR: &str = "no such key 0";
+const ABSENT_BY_EMPTY: &str = "no such key 1";
+
+/// A row of `index.json`.
+pub(super) fn row(
+    file: &str,
+    key: &str,
+    policy: Option<&str>,
+    expect: Option<&str>,
+    accept: bool,
+    why: &str,
+) -> String {
+    let text = |t: &str| serde_json::to_string(t).unwrap();
+    let maybe = |t: Option<&str>| t.map_or("null".to_owned(), text);
+    let (file, key, why) = (text(file), text(key), text(why));
+    let (policy, expect) = (maybe(policy), maybe(expect));
+    format!(
+        "{{\"file\":{file},\"key\":{key},\"policy\":{policy},\"expect_key\":{expect},\"accept\":{accept},\"why\":{why}}}"
+    )
+}
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors")
+}
+
+/// `index.json` and every file beside it.
+fn files(all: &Vectors) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> =
+        POLICIES.iter().map(|name| (format!("{name}.policy"), all.policy(name).into_bytes())).collect();
+    let mut rows = Vec::new();
+    for v in &all.vectors {
+        let (file, policy) = (format!("{}.tlog-proof", v.name), v.policy.map(|p| format!("{p}.policy")));
+        rows.push(row(&file, &v.key, policy.as_deref(), v.expect_key, v.outcome.is_ok(), v.why));
+        files.push((format!("{}.tlog-proof", v.name), v.file.clone()));
+    }
+    files.push(("parts.json".into(), super::parts::json(&all.ledger)));
+    files.push(("index.json".into(), format!("[\n{}\n]\n", rows.join(",\n")).into_bytes()));
+    files
+}
+
+/// The files are compared byte for byte. `SAMOVAR_WRITE_VECTORS=1 cargo test -p samovar-node vectors` writes them anew:
+/// to be done only when the formats change, and then said in the changelog.
+#[test]
+#[allow(clippy::disallowed_methods, reason = "test files need no durability")]
+fn the_vectors_on_disk_are_these() {
+    let files = files(&Vectors::new());
+    let directory = directory();
+    if std::env::var_os("SAMOVAR_WRITE_VECTORS").is_some() {
+        let _ = std::fs::remove_dir_all(&directory);
+        std::fs::create_dir_all(&directory).unwrap();
+        files.iter().for_each(|(name, bytes)| std::fs::write(directory.join(name), bytes).unwrap());
+    }
+    for (name, bytes) in &files {
+        let stored = std::fs::read(directory.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(stored == *bytes, "{name} differs from what the code writes: a format has changed");
+    }
+    let stored = std::fs::read_dir(&directory).unwrap().count();
+    assert_eq!(stored, files.len(), "files under tests/vectors that no vector names");
+}

@@ -1,0 +1,141 @@
+//! Above Raft: writes that arrive while a block is in flight share the next one, and reads that arrive together share one
+//! confirmation of leadership.
+
+use std::sync::Arc;
+
+use openraft::Raft;
+use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::{Proposal, TypeConfig};
+use crate::command::{Command, Outcome, WriteCommand};
+use crate::error::Error;
+use crate::ledger::Ledger;
+use crate::rt;
+
+/// Most writes in one block.
+const BLOCK_WRITES_MAX: usize = 512;
+/// Most bytes in one block, but for its last write: bounds the rows of one store batch.
+const BLOCK_BYTES_MAX: usize = 512 << 10;
+/// Blocks in flight: one is made durable while the other is applied.
+const BLOCKS_IN_FLIGHT: usize = 2;
+
+/// A write and where its answer goes.
+pub(crate) struct Job {
+    pub write: WriteCommand,
+    pub reply: oneshot::Sender<Result<Outcome, Error>>,
+}
+
+/// Takes writes off the queue until the node stops, then those that wait, and waits for the blocks in flight.
+pub(crate) async fn batcher(
+    raft: Raft<TypeConfig>,
+    mut queue: mpsc::Receiver<Job>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let flights = Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT));
+    while let Some(first) = next(&mut queue, &mut stopping).await {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&flights).acquire_owned().await else { return };
+        let jobs = fill(first, &mut queue);
+        let raft = raft.clone();
+        rt::spawn(async move {
+            propose(&raft, jobs).await;
+            drop(permit);
+        });
+    }
+    let all = u32::try_from(BLOCKS_IN_FLIGHT).unwrap_or(u32::MAX);
+    let _ = flights.acquire_many(all).await;
+}
+
+/// The next job. Once the node stops the queue takes no more, and ends when it is empty.
+async fn next<T>(queue: &mut mpsc::Receiver<T>, stopping: &mut watch::Receiver<bool>) -> Option<T> {
+    if !queue.is_closed() {
+        tokio::select! {
+            biased;
+            job = queue.recv() => return job,
+            _ = stopping.wait_for(|stopping| *stopping) => queue.close(),
+        }
+    }
+    queue.recv().await
+}
+
+fn fill(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
+    let mut bytes = first.write.weight();
+    let mut jobs = vec![first];
+    while jobs.len() < BLOCK_WRITES_MAX && bytes < BLOCK_BYTES_MAX {
+        let Ok(job) = queue.try_recv() else { break };
+        bytes += job.write.weight();
+        jobs.push(job);
+    }
+    jobs
+}
+
+async fn propose(raft: &Raft<TypeConfig>, jobs: Vec<Job>) {
+    let (writes, replies): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.write, job.reply)).unzip();
+    let command = Command::Writes { time_ms: rt::now_ms(), writes };
+    match propose_command(raft, &command).await {
+        Ok(outcomes) => {
+            for (reply, outcome) in replies.into_iter().zip(outcomes.iter()) {
+                // A client that went away is no error.
+                let _ = reply.send(Ok(outcome.clone()));
+            }
+        }
+        Err(error) => {
+            for reply in replies {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+    }
+}
+
+/// Proposes one command and waits until it is applied here.
+pub(crate) async fn propose_command(raft: &Raft<TypeConfig>, command: &Command) -> Result<Arc<[Outcome]>, Error> {
+    match raft.client_write(Proposal(command.encode())).await {
+        Ok(response) => Ok(response.data.0),
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+            Err(Error::NotLeader { leader: to.leader_id })
+        }
+        Err(RaftError::APIError(error)) => Err(Error::Unavailable(error.to_string())),
+        // The core is gone: the entry may or may not be in the log.
+        Err(RaftError::Fatal(error)) => {
+            tracing::error!(%error, "the Raft core stopped with a write in flight");
+            Err(Error::Unknown)
+        }
+    }
+}
+
+/// A linearizable read waiting for its confirmation.
+pub(crate) type ReadJob = oneshot::Sender<Result<(), Error>>;
+
+/// Confirms leadership for all reads that wait, at once, and releases them when the log is applied so far.
+pub(crate) async fn read_barrier(
+    raft: Raft<TypeConfig>,
+    ledger: Arc<Ledger>,
+    mut queue: mpsc::Receiver<ReadJob>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    while let Some(first) = next(&mut queue, &mut stopping).await {
+        let mut waiting = vec![first];
+        while let Ok(job) = queue.try_recv() {
+            waiting.push(job);
+        }
+        let answer = confirm(&raft, &ledger).await;
+        for reply in waiting {
+            let _ = reply.send(answer.clone());
+        }
+    }
+}
+
+async fn confirm(raft: &Raft<TypeConfig>, ledger: &Ledger) -> Result<(), Error> {
+    let index = match raft.get_read_log_id().await {
+        Ok((read, _)) => read.map_or(0, |id| id.index),
+        Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => {
+            return Err(Error::NotLeader { leader: to.leader_id });
+        }
+        Err(error) => return Err(Error::Unavailable(error.to_string())),
+    };
+    match ledger.applied(index) {
+        None => Ok(()),
+        Some(applied) => applied.await.map_err(|_| Error::Unavailable("the node is stopping".into())),
+    }
+}

@@ -1,0 +1,336 @@
+//! Rows on disk: the only file that imports sled.
+//!
+//! sled 0.34.7 keeps three habits that this file answers (`docs/design/storage.md`): `flush` does not reach the disk, so
+//! [`Rows::sync`] syncs the data file itself; a leaf page beyond 128 KiB goes to a file of its own that is never synced,
+//! so no row is larger than [`ROW_BYTES_MAX`]; and damage makes it panic or roll back, so every call is fenced and turned
+//! into [`Error::Corrupt`].
+//!
+//! One [`Batch`] is atomic. Nothing is durable before [`Rows::sync`] returns.
+
+#[cfg(test)]
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+#[cfg(test)]
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::Error;
+
+pub(crate) mod entries;
+pub(crate) mod names;
+pub(crate) mod outcomes;
+pub(crate) mod values;
+
+/// Largest row, in bytes. A sled leaf of 16 rows stays below 128 KiB.
+pub(crate) const ROW_BYTES_MAX: usize = 4096;
+const SEGMENT_BYTES: usize = 512 << 10;
+
+/// Where a row lives. Trees are separate because in one tree a prefix's right edge would share pages with the next
+/// prefix's large rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Tree {
+    /// `head`, `names`: singletons.
+    Meta,
+    /// The chain log ([`entries`]).
+    Entries,
+    /// Encrypted values ([`values`]).
+    Values,
+    /// Full tiles of hashes: level, index, half.
+    Tiles,
+    /// Height → index of the block entry, time.
+    Blocks,
+    /// Key names in order ([`names`]).
+    Names,
+    /// Every 64th revision of a key with the 63 before it.
+    History,
+    /// Outcomes of requests with an `Idempotency-Key` ([`outcomes`]).
+    Outcomes,
+    /// The same in order of age.
+    OutcomeQueue,
+}
+
+const TREES: [(Tree, &str); 9] = [
+    (Tree::Meta, "meta"),
+    (Tree::Entries, "entries"),
+    (Tree::Values, "values"),
+    (Tree::Tiles, "tiles"),
+    (Tree::Blocks, "blocks"),
+    (Tree::Names, "names"),
+    (Tree::History, "history"),
+    (Tree::Outcomes, "outcomes"),
+    (Tree::OutcomeQueue, "outcome-queue"),
+];
+
+/// Rows to write (or, without a value, to remove) together.
+#[derive(Debug, Default)]
+pub(crate) struct Batch(Vec<(Tree, Vec<u8>, Option<Vec<u8>>)>);
+
+impl Batch {
+    pub(crate) fn put(&mut self, tree: Tree, key: &[u8], value: Vec<u8>) {
+        debug_assert!(value.len() <= ROW_BYTES_MAX, "a row of {} bytes in {tree:?}", value.len());
+        self.0.push((tree, key.to_vec(), Some(value)));
+    }
+
+    pub(crate) fn remove(&mut self, tree: Tree, key: &[u8]) {
+        self.0.push((tree, key.to_vec(), None));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// A row: key and value.
+pub(crate) type Row = (Vec<u8>, Vec<u8>);
+
+/// The row engine. Clones name the same rows.
+#[derive(Clone)]
+pub(crate) enum Rows {
+    /// sled, on the operating system's file system.
+    Sled(Arc<SledRows>),
+    /// An ordered map for simulations; see [`MemoryRows`].
+    #[cfg(test)]
+    Memory(Arc<MemoryRows>),
+}
+
+impl Rows {
+    pub(crate) fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        match self {
+            Self::Sled(s) => s.fenced(|| Ok(s.tree(tree).get(key)?.map(|v| v.to_vec()))),
+            #[cfg(test)]
+            Self::Memory(m) => Ok(m.lock().live.get(&(tree, key.to_vec())).cloned()),
+        }
+    }
+
+    /// The row with the greatest key at or below `key`.
+    pub(crate) fn at_or_before(&self, tree: Tree, key: &[u8]) -> Result<Option<Row>, Error> {
+        match self {
+            Self::Sled(s) => s.fenced(|| {
+                let found = s.tree(tree).range(..=key).next_back().transpose()?;
+                Ok(found.map(|(k, v)| (k.to_vec(), v.to_vec())))
+            }),
+            #[cfg(test)]
+            Self::Memory(m) => {
+                let state = m.lock();
+                let found = state.live.range(..=(tree, key.to_vec())).next_back();
+                Ok(found.filter(|((t, _), _)| *t == tree).map(|((_, k), v)| (k.clone(), v.clone())))
+            }
+        }
+    }
+
+    /// Up to `limit` rows from `key` on, in order.
+    pub(crate) fn from(&self, tree: Tree, key: &[u8], limit: usize) -> Result<Vec<Row>, Error> {
+        match self {
+            Self::Sled(s) => s.fenced(|| {
+                let rows = s.tree(tree).range(key..).take(limit);
+                rows.map(|r| r.map(|(k, v)| (k.to_vec(), v.to_vec()))).collect()
+            }),
+            #[cfg(test)]
+            Self::Memory(m) => {
+                let state = m.lock();
+                let rows = state.live.range((tree, key.to_vec())..).take_while(|((t, _), _)| *t == tree).take(limit);
+                Ok(rows.map(|((_, k), v)| (k.clone(), v.clone())).collect())
+            }
+        }
+    }
+
+    /// Writes a batch atomically; durable after [`Rows::sync`].
+    pub(crate) fn commit(&self, batch: Batch) -> Result<(), Error> {
+        match self {
+            Self::Sled(s) => s.commit(batch),
+            #[cfg(test)]
+            Self::Memory(m) => {
+                let mut state = m.lock();
+                for (tree, key, value) in &batch.0 {
+                    match value {
+                        Some(value) => state.live.insert((*tree, key.clone()), value.clone()),
+                        None => state.live.remove(&(*tree, key.clone())),
+                    };
+                }
+                state.undurable.push(batch.0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes every committed batch durable.
+    pub(crate) fn sync(&self) -> Result<(), Error> {
+        match self {
+            Self::Sled(s) => s.sync(),
+            #[cfg(test)]
+            Self::Memory(m) => {
+                let mut state = m.lock();
+                state.durable = state.live.clone();
+                state.undurable.clear();
+                Ok(())
+            }
+        }
+    }
+
+    /// Bytes on disk.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        match self {
+            Self::Sled(s) => s.db.size_on_disk().unwrap_or(0),
+            #[cfg(test)]
+            Self::Memory(m) => m.lock().live.values().map(|v| v.len() as u64).sum(),
+        }
+    }
+}
+
+/// sled with its trees.
+pub(crate) struct SledRows {
+    directory: PathBuf,
+    data_file: fs::File,
+    db: sled::Db,
+    trees: Vec<sled::Tree>,
+}
+
+impl SledRows {
+    /// Opens or makes the database in `directory`.
+    pub(crate) fn open(directory: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        let opened = catch_unwind(AssertUnwindSafe(|| -> sled::Result<_> {
+            let db = sled::Config::new()
+                .path(directory)
+                .cache_capacity(cache_bytes)
+                .segment_size(SEGMENT_BYTES)
+                .flush_every_ms(None)
+                .open()?;
+            let trees = TREES.iter().map(|(_, name)| db.open_tree(name)).collect::<sled::Result<Vec<_>>>()?;
+            Ok((db, trees))
+        }));
+        let (db, trees) = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(sled::Error::Io(error))) if error.to_string().contains("acquire lock") => {
+                let directory = directory.display();
+                return Err(Error::Unavailable(format!(
+                    "{directory} is in use by another process: stop that one first"
+                )));
+            }
+            Ok(Err(error)) => return Err(damaged(directory, &error.to_string())),
+            Err(panic) => return Err(damaged(directory, &panic_text(&panic))),
+        };
+        let data_path = directory.join("db");
+        let data_file =
+            fs::File::open(&data_path).map_err(|e| Error::io(format!("opening {}", data_path.display()), &e))?;
+        Ok(Self { directory: directory.to_owned(), data_file, db, trees })
+    }
+
+    fn tree(&self, tree: Tree) -> &sled::Tree {
+        &self.trees[tree as usize]
+    }
+
+    /// Runs a sled call; an error or a panic inside it says that the database is damaged.
+    fn fenced<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, Error> {
+        match catch_unwind(AssertUnwindSafe(call)) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(damaged(&self.directory, &error.to_string())),
+            Err(panic) => Err(damaged(&self.directory, &panic_text(&panic))),
+        }
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), Error> {
+        use sled::Transactional;
+        use sled::transaction::{ConflictableTransactionError, TransactionError, TransactionalTree};
+        let mut batches: Vec<(usize, sled::Batch)> = Vec::new();
+        for (tree, key, value) in batch.0 {
+            let index = tree as usize;
+            let position = batches.iter().position(|(i, _)| *i == index).unwrap_or_else(|| {
+                batches.push((index, sled::Batch::default()));
+                batches.len() - 1
+            });
+            match value {
+                Some(value) => batches[position].1.insert(key, value),
+                None => batches[position].1.remove(key),
+            }
+        }
+        let trees: Vec<&sled::Tree> = batches.iter().map(|(i, _)| &self.trees[*i]).collect();
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            trees.as_slice().transaction(|open: &Vec<TransactionalTree>| {
+                for (tree, (_, batch)) in open.iter().zip(&batches) {
+                    tree.apply_batch(batch)?;
+                }
+                Ok::<(), ConflictableTransactionError<()>>(())
+            })
+        }));
+        match done {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(TransactionError::Storage(error))) => Err(damaged(&self.directory, &error.to_string())),
+            Ok(Err(TransactionError::Abort(()))) => Err(damaged(&self.directory, "a batch was refused")),
+            Err(panic) => Err(damaged(&self.directory, &panic_text(&panic))),
+        }
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.fenced(|| self.db.flush())?;
+        let context = || format!("syncing {}", self.directory.display());
+        self.data_file.sync_data().map_err(|e| Error::io(context(), &e))?;
+        self.sync_blobs().map_err(|e| Error::io(context(), &e))
+    }
+
+    /// sled's own overflow files are never synced by it. With rows bounded there are none; should one appear, it is
+    /// made durable here.
+    fn sync_blobs(&self) -> std::io::Result<()> {
+        let directory = self.directory.join("blobs");
+        let Ok(listing) = fs::read_dir(&directory) else { return Ok(()) };
+        let mut any = false;
+        for file in listing {
+            fs::File::open(file?.path())?.sync_all()?;
+            any = true;
+        }
+        if any { fs::File::open(&directory)?.sync_all() } else { Ok(()) }
+    }
+}
+
+fn damaged(directory: &Path, what: &str) -> Error {
+    Error::Corrupt(format!(
+        "the store in {} is damaged ({what}): restore a backup, or rejoin the cluster from its peers",
+        directory.display()
+    ))
+}
+
+fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+        .unwrap_or_else(|| "it panicked".into())
+}
+
+#[cfg(test)]
+type MemoryBatch = Vec<(Tree, Vec<u8>, Option<Vec<u8>>)>;
+
+#[cfg(test)]
+#[derive(Default)]
+struct MemoryState {
+    live: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
+    durable: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
+    undurable: Vec<MemoryBatch>,
+}
+
+/// Rows in memory with sled's manners at a power cut: of the batches that were not synced, some first ones survive.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct MemoryRows(Mutex<MemoryState>);
+
+#[cfg(test)]
+impl MemoryRows {
+    fn lock(&self) -> std::sync::MutexGuard<'_, MemoryState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A power cut: keeps the durable rows and the first `survivors` of the batches since.
+    pub(crate) fn crash(&self, survivors: usize) {
+        let mut state = self.lock();
+        let mut rows = state.durable.clone();
+        for (tree, key, value) in state.undurable.drain(..).take(survivors).flatten() {
+            match value {
+                Some(value) => rows.insert((tree, key), value),
+                None => rows.remove(&(tree, key)),
+            };
+        }
+        state.durable = rows.clone();
+        state.live = rows;
+    }
+}

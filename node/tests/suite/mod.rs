@@ -1,0 +1,4 @@
+mod architecture;
+mod ledger;
+mod model;
+mod support;

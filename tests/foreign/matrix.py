@@ -1,0 +1,150 @@
+"""Runs every tool on the log as static files and through the API, then on damaged copies, which it must refuse."""
+
+import functools
+import http.server
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from load import Ledger, load
+
+HERE = pathlib.Path(__file__).parent
+CHECKS = ["signature", "cosignature", "bundles", "inclusion", "consistency"]
+#: Tool, its command, the checks it knows. What it knows it must do.
+TOOLS = [
+    ("golang.org/x/mod/sumdb", ["go-sumdb"], ["signature", "bundles", "inclusion", "consistency"]),
+    ("signed_note, tlog_tiles", ["azul"], ["signature", "inclusion", "consistency"]),
+    ("aics-tlog", [sys.executable, str(HERE / "with_aics.py")], CHECKS),
+    ("ct-merkle", ["ct-merkle"], ["inclusion", "consistency"]),
+    ("pymerkle", [sys.executable, str(HERE / "with_pymerkle.py")], ["inclusion", "consistency"]),
+]
+ROWS_MIN = 20_000
+CHECKPOINTS_MIN = 8
+TOOL_SECONDS = 300
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+
+def serve(directory):
+    """A plain file server; ends with this process."""
+    handler = functools.partial(Quiet, directory=str(directory))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def damage(work, size):
+    """Copies of the exported log, each with one flipped bit, and the tools' checks that must see it."""
+    places = {
+        # Late enough that every tool has much to get right before it.
+        "hash-tile": ("tile/0/%03d" % (size // 512), 40, {"bundles"}),
+        "bundle": ("tile/entries/%03d" % (size // 512), 40, {"inclusion"}),
+        "root": ("checkpoint", None, {"signature", "inclusion"}),
+        "cosignature": ("checkpoint", -3, {"cosignature"}),
+    }
+    for name, (file, at, seen_by) in places.items():
+        copy = work / "served" / name
+        shutil.copytree(work / "served" / "good", copy)
+        if name == "root":
+            flip(copy / file, (copy / file).read_bytes().index(b"\n", (copy / file).read_bytes().index(b"\n") + 1) + 5)
+        else:
+            flip(copy / file, at if at >= 0 else (copy / file).stat().st_size + at - 20)
+        yield name, seen_by
+
+
+class Table:
+    def __init__(self):
+        self.rows, self.passed, self.failed = [], 0, 0
+
+    def row(self, tool, source, cells, good, seconds):
+        self.passed, self.failed = self.passed + sum(good), self.failed + len(good) - sum(good)
+        line = f"{tool:24} {source:22} " + " ".join(f"{c:13}" for c in cells)
+        print(f"{line} {seconds:5.1f} s", flush=True)
+
+
+def run(command, base, arguments):
+    started = time.monotonic()
+    done = subprocess.run([*command, base, *arguments], capture_output=True, text=True, timeout=TOOL_SECONDS)
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    return done.returncode, said, reason, time.monotonic() - started
+
+
+def accept(table, base, source, arguments, expected):
+    for tool, command, checks in TOOLS:
+        code, said, reason, seconds = run(command, base, arguments)
+        counts = {check: said.get(check, "0").split()[0] for check in CHECKS}
+        good = [code == 0 and counts[check] == str(expected[check]) for check in checks]
+        cells = [(counts[c] if good[checks.index(c)] else "FAILED") if c in checks else "-" for c in CHECKS]
+        table.row(tool, source, cells, good, seconds)
+        if not all(good):
+            print(f"    expected {expected}, exit 0; it said {said}, exit {code}: {reason}")
+
+
+def refuse(table, base, name, arguments, seen_by):
+    for tool, command, checks in TOOLS:
+        if not seen_by & set(checks):
+            continue
+        code, said, reason, seconds = run(command, f"{base}/{name}", arguments)
+        table.row(tool, f"1 bit of {name}", ["refused" if code == 1 else "ACCEPTED"], [code == 1], seconds)
+        print(f"    {reason[:140]}")
+
+
+def main():
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="samovar-foreign-") as work:
+        work = pathlib.Path(work)
+        ledger = Ledger(work)
+        try:
+            return check(ledger, work)
+        finally:
+            ledger.stop()
+
+
+def check(ledger, work):
+    started = time.monotonic()
+    rows, sample = load(ledger)
+    ledger.settle()
+    ledger.run("export", "--tiles", str(work / "served" / "good"), "--quiet")
+    size = int((work / "served" / "good" / "checkpoint").read_text().split("\n")[1])
+    sample = {n: note for n, note in sample.items() if n < size}
+    (work / "checkpoints").mkdir()
+    for n, note in sample.items():
+        (work / "checkpoints" / f"{n:09}").write_bytes(note)
+    print(f"{rows} rows imported and put, {size} entries, {len(sample)} earlier checkpoints from {min(sample)} to "
+          f"{max(sample)}, {time.monotonic() - started:.0f} s\n")
+    assert rows >= ROWS_MIN and size >= ROWS_MIN and len(sample) >= CHECKPOINTS_MIN, "too little data to say anything"
+    heads = len(sample) + 1
+    expected = {"signature": heads, "cosignature": heads, "bundles": -(-size // 256), "inclusion": size,
+                "consistency": heads * (heads - 1) // 2}
+    log = json.loads(ledger.get("v1/log"))
+    arguments = [str(work / "checkpoints"), log["vkey"], log["cosigners"][0]]
+    table = Table()
+    print(f"{'tool':24} {'log from':22} " + " ".join(f"{c:13}" for c in CHECKS))
+    base = serve(work / "served")
+    accept(table, f"{base}/good", "exported files", arguments, expected)
+    accept(table, ledger.url, "API", arguments, expected)
+    print()
+    for name, seen_by in damage(work, size):
+        refuse(table, base, name, arguments, seen_by)
+    print(f"\n{table.passed} passed, {table.failed} failed")
+    return 1 if table.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

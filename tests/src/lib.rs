@@ -1,0 +1,9 @@
+//! What whole-system tests share: the [`Daemon`] under test, run as users run it, and an HTTPS [`Client`] that knows
+//! nothing of its code.
+
+pub mod bench;
+mod client;
+mod daemon;
+
+pub use client::{Answer, Client};
+pub use daemon::{Daemon, Settings, binary};

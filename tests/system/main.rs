@@ -1,0 +1,7 @@
+//! Tests of the binary, run as users run it. `tests/run` builds it first.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says so by panicking")]
+
+mod bad_input;
+mod raw;
+mod walk;
