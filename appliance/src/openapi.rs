@@ -14,6 +14,9 @@ mod schemas;
 /// Statuses of problems that every route may answer.
 const PROBLEMS_EVERYWHERE: &[u16] = &[400, 414, 429, 500, 503];
 
+/// Entity tags: a revision in quotes.
+const TAG: &str = "^\"(0|[1-9][0-9]{0,18})\"$";
+
 /// The document, made once.
 pub(crate) fn document() -> &'static str {
     static DOCUMENT: LazyLock<String> = LazyLock::new(|| build().to_string());
@@ -68,34 +71,43 @@ fn operation(route: &Route, method: &Method) -> Value {
 fn parameters(route: &Route) -> Vec<Value> {
     let path = route.pattern.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| {
         let schema = match name {
-            "n" | "height" => json!({ "type": "integer", "minimum": 0, "format": "uint64" }),
-            "key" => json!({ "type": "string", "minLength": 1, "maxLength": 512, "pattern": "^[^~\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*$" }),
+            "n" | "height" => schemas::number(),
+            "key" => schemas::key(),
             "id" => json!({ "type": "string", "pattern": "^[0-9a-f]{16}$" }),
             _ => json!({ "type": "string" }),
         };
         json!({ "name": name, "in": "path", "required": true, "schema": schema })
     });
-    let header = |name: &str, doc: &str| json!({ "name": name, "in": "header", "description": doc, "schema": { "type": "string" } });
+    let header = |name: &str, doc: &str, pattern: &str| {
+        let schema = json!({ "type": "string", "pattern": pattern });
+        json!({ "name": name, "in": "header", "description": doc, "schema": schema })
+    };
     let mut all: Vec<_> = path.into_iter().chain(route.query.iter().map(query_parameter)).collect();
     let on_key = route.pattern == "/v1/keys/{key}";
     if on_key {
-        all.push(header("If-Match", "A revision in quotes."));
-        all.push(header("If-None-Match", "For a write `*`; for a read revisions in quotes."));
+        let reads = route.method == Method::GET;
+        all.push(header("If-Match", "A revision in quotes.", TAG));
+        all.push(header(
+            "If-None-Match",
+            "For a write `*`; for a read a revision in quotes.",
+            if reads { TAG } else { "^\\*$" },
+        ));
     }
     if route.right == Right::WriteKeys {
-        all.push(header("Idempotency-Key", "1 to 128 visible ASCII characters; makes a retry safe."));
+        all.push(header("Idempotency-Key", "1 to 128 visible ASCII characters; makes a retry safe.", "^[!-~]{1,128}$"));
     }
     if route.pattern == "/v1/watch" {
-        all.push(header("Last-Event-ID", "Id of the last event seen."));
+        all.push(header("Last-Event-ID", "Id of the last event seen.", "^(0|[1-9][0-9]{0,18})$"));
     }
     all
 }
 
 fn query_parameter(parameter: &Parameter) -> Value {
     let schema = match parameter.takes {
-        Takes::Text => json!({ "type": "string" }),
+        Takes::Text if parameter.name == "prefix" => schemas::prefix(),
+        Takes::Text => schemas::key(),
         Takes::Number if parameter.name == "limit" => json!({ "type": "integer", "minimum": 1, "maximum": 1000 }),
-        Takes::Number => json!({ "type": "integer", "minimum": 0, "format": "uint64" }),
+        Takes::Number => schemas::number(),
         Takes::OneOf(choices) => json!({ "type": "string", "enum": choices }),
     };
     json!({ "name": parameter.name, "in": "query", "description": parameter.doc, "schema": schema })

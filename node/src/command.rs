@@ -384,3 +384,6 @@ fn limit(what: &'static str, size: usize, limit: usize) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

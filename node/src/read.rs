@@ -291,7 +291,7 @@ impl Ledger {
     /// Blocks above `after`, in order.
     pub(crate) fn blocks(&self, after: u64, limit: usize) -> Result<Vec<BlockRow>, Error> {
         let head = self.chain().head.height;
-        (after + 1..=head).take(limit).map(|height| self.block(height)).collect()
+        (after.saturating_add(1)..=head).take(limit).map(|height| self.block(height)).collect()
     }
 
     /// One block.

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says so by panicking")]
 
+mod api;
 mod bad_input;
+mod limits;
 mod raw;
 mod walk;
+mod watch;

@@ -271,7 +271,7 @@ pub(crate) static ROUTES: &[Route] = &[
         summary: "Prometheus metrics.",
         query: &[],
         body: None,
-        answers: &[(200, Some("text/plain"))],
+        answers: &[(200, Some("application/openmetrics-text"))],
         problems: &[],
         handler: handler!(node::metrics),
     },

@@ -77,3 +77,17 @@ fn the_reference_page_is_up_to_date() {
     let page = std::fs::read_to_string(path).expect("docs/reference/configuration.md exists");
     assert_eq!(page, reference(), "run the tests once with SAMOVAR_BLESS=1 to write the page again");
 }
+
+/// Whatever is refused is refused with a place that stands in the file.
+#[test]
+fn fuzz_configuration() {
+    let seeds =
+        [sample(), String::new(), "[limits]\nheader_size = \"1MiB\"\n[metrics]\nallow = [\"::1/128\"]\n".into()];
+    samovar_fuzz::decoder("configuration", &seeds.map(String::into_bytes), |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return };
+        if let Err(ConfigError::Syntax { line, message, .. }) = Config::parse("f", text) {
+            assert!((1..=text.matches('\n').count() + 1).contains(&line), "line {line} is not in the file");
+            assert!(!message.contains('\n'), "an error of more than one line: {message:?}");
+        }
+    });
+}

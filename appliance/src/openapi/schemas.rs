@@ -13,8 +13,39 @@ fn strict(required: &[&str], properties: &Value) -> Value {
     schema
 }
 
-fn number() -> Value {
-    json!({ "type": "integer", "minimum": 0, "format": "uint64" })
+/// A whole number of 64 bits.
+pub(super) fn number() -> Value {
+    json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX, "format": "uint64" })
+}
+
+fn number_or_null() -> Value {
+    json!({ "type": ["integer", "null"], "minimum": 0, "maximum": u64::MAX, "format": "uint64" })
+}
+
+/// A key as clients may name it. At most 512 bytes, which JSON Schema cannot say: it counts characters.
+pub(super) fn key() -> Value {
+    json!({
+        "type": "string", "minLength": 1, "maxLength": 512,
+        "pattern": "^[^~\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*$",
+    })
+}
+
+/// The beginning of keys, perhaps of all.
+pub(super) fn prefix() -> Value {
+    json!({
+        "type": "string", "maxLength": 512,
+        "pattern": "^([^~\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*)?$",
+    })
+}
+
+fn media_type() -> Value {
+    let token = "[!#$%&'*+.^_`|~0-9A-Za-z-]+";
+    json!({ "type": "string", "maxLength": 127, "pattern": format!("^{token}/{token}(;[ -~]*)?$") })
+}
+
+fn base64() -> Value {
+    let pattern = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
+    json!({ "type": "string", "contentEncoding": "base64", "pattern": pattern })
 }
 
 fn nullable(name: &str) -> Value {
@@ -54,7 +85,7 @@ pub(super) fn all() -> Value {
         "Record": record(),
         "BlockPage": object(
             &["blocks", "next"],
-            &json!({ "blocks": list(&json!({ "$ref": "#/components/schemas/Block" })), "next": nullable("integer") }),
+            &json!({ "blocks": list(&json!({ "$ref": "#/components/schemas/Block" })), "next": number_or_null() }),
         ),
         "Block": object(
             &["height", "first", "last", "time_ms", "entry"],
@@ -70,8 +101,8 @@ pub(super) fn all() -> Value {
         "NewApiKey": strict(
             &["name", "role"],
             &json!({
-                "name": { "type": "string", "minLength": 1, "maxLength": 128 },
-                "role": role(), "prefixes": list(&text()), "expires_ms": nullable("integer"),
+                "name": { "type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$" },
+                "role": role(), "prefixes": { "type": "array", "maxItems": crate::auth::PREFIXES_MAX, "items": key() }, "expires_ms": number_or_null(),
             }),
         ),
         "ApiKey": api_key(),
@@ -102,20 +133,18 @@ fn problem() -> Value {
 
 fn transaction() -> Value {
     let one = |name: &str, schema: Value| strict(&[name], &json!({ name: schema }));
-    let put = strict(
-        &["key"],
-        &json!({
-            "key": text(), "value": true, "bytes": { "type": "string", "contentEncoding": "base64" }, "type": text(),
-        }),
-    );
-    let delete = strict(&["key"], &json!({ "key": text() }));
-    let erase = strict(&["key", "revision"], &json!({ "key": text(), "revision": number() }));
-    let require = strict(&["key", "revision"], &json!({ "key": text(), "revision": nullable("integer") }));
+    let json = strict(&["key", "value"], &json!({ "key": key(), "value": true, "type": media_type() }));
+    let bytes = strict(&["key", "bytes"], &json!({ "key": key(), "bytes": base64(), "type": media_type() }));
+    let put = json!({ "oneOf": [json, bytes] });
+    let delete = strict(&["key"], &json!({ "key": key() }));
+    let erase = strict(&["key", "revision"], &json!({ "key": key(), "revision": number() }));
+    let require = strict(&["key", "revision"], &json!({ "key": key(), "revision": number_or_null() }));
+    let require = json!({ "type": "array", "maxItems": 128, "items": require });
     let operations = json!({
         "type": "array", "minItems": 1, "maxItems": 128,
         "items": { "oneOf": [one("put", put), one("delete", delete), one("erase", erase)] },
     });
-    strict(&["operations"], &json!({ "require": list(&require), "operations": operations }))
+    strict(&["operations"], &json!({ "require": require, "operations": operations }))
 }
 
 fn key_page() -> Value {
@@ -135,7 +164,7 @@ fn history_page() -> Value {
             "size": number(), "type": text(), "erased_by": number(),
         }),
     );
-    object(&["key", "versions", "next"], &json!({ "key": text(), "versions": list(&row), "next": nullable("integer") }))
+    object(&["key", "versions", "next"], &json!({ "key": text(), "versions": list(&row), "next": number_or_null() }))
 }
 
 fn record() -> Value {
@@ -153,7 +182,7 @@ fn api_key() -> Value {
         &["id", "name", "role", "prefixes", "created_ms", "expires_ms", "revoked"],
         &json!({
             "id": text(), "name": text(), "role": role(), "prefixes": list(&text()), "created_ms": number(),
-            "expires_ms": nullable("integer"), "revoked": { "type": "boolean" },
+            "expires_ms": number_or_null(), "revoked": { "type": "boolean" },
         }),
     )
 }
@@ -162,7 +191,7 @@ fn status() -> Value {
     object(
         &["node", "name", "version", "role", "leader", "term", "height", "size", "errors", "now_ms"],
         &json!({
-            "node": number(), "name": text(), "version": text(), "role": text(), "leader": nullable("integer"),
+            "node": number(), "name": text(), "version": text(), "role": text(), "leader": number_or_null(),
             "term": number(), "height": number(), "size": number(), "block_time_ms": number(),
             "checkpoint_size": number(), "keys": number(), "free_bytes": number(), "reserve_bytes": number(),
             "store_bytes": number(), "uptime_s": number(), "now_ms": number(), "errors": list(&text()),

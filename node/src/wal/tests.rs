@@ -9,6 +9,7 @@ use super::*;
 use crate::disk::sim::SimDisk;
 
 mod damage;
+mod fuzz;
 mod model;
 
 /// Small enough that a few dozen entries fill several.

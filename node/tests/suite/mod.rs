@@ -1,4 +1,5 @@
 mod architecture;
+mod decoders;
 mod ledger;
 mod model;
 mod support;

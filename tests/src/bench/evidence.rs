@@ -9,6 +9,8 @@ use crate::Daemon;
 
 /// The log's signature and the node's cosignature.
 const SIGNATURES_MIN: usize = 2;
+/// etcd 3.5.1 was seen to count 6,560 fsyncs for 6,562 puts one after the other: its counter misses a few.
+const ETCD_FSYNCS_COUNTED_MIN: f64 = 0.99;
 
 fn sum(samples: &[Sample]) -> (f64, Metrics) {
     let mut metrics = Metrics::default();
@@ -58,6 +60,9 @@ pub(super) fn of_etcd(ask: Ask, connections: u64, samples: &[Sample]) -> Result<
     let (done, metrics) = sum(samples);
     let fsyncs = metrics.get("etcd_disk_wal_fsync_duration_seconds_count")?;
     ensure!(fsyncs > 0.0, "etcd answered puts without one fsync");
-    ensure!(connections > 1 || fsyncs >= done, "etcd: one connection did {done} puts with only {fsyncs} fsyncs");
+    ensure!(
+        connections > 1 || fsyncs >= ETCD_FSYNCS_COUNTED_MIN * done,
+        "etcd: one connection did {done} puts with only {fsyncs} fsyncs"
+    );
     Ok(())
 }

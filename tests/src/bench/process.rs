@@ -9,6 +9,9 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Ticks per second in `/proc/PID/stat`: 100 on every Linux that this runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// What the thread that a process began with is called here.
+pub(super) const FIRST_THREAD: &str = "(first)";
+
 /// CPU time of a process since its start, in seconds.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cpu {
@@ -33,8 +36,11 @@ impl Cpu {
             else {
                 continue; // It ended meanwhile.
             };
+            // The first thread is named as the binary's file is, which may be any name.
+            let first = path.file_name().is_some_and(|tid| tid.to_string_lossy() == pid.to_string());
+            let name = if first { FIRST_THREAD } else { name.trim() };
             let ns: f64 = time.split(' ').next().unwrap_or("0").parse()?;
-            *threads.entry(name.trim().to_owned()).or_default() += ns / 1e9;
+            *threads.entry(name.to_owned()).or_default() += ns / 1e9;
         }
         Ok(Self { total: ticks / TICKS_PER_SECOND, threads })
     }

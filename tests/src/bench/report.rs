@@ -50,7 +50,7 @@ struct Verdict {
     got: f64,
     wanted: String,
     good: bool,
-    /// Ratios decide how the run ends; absolute figures depend on the machine and are only reported.
+    /// Ratios and the binary decide how the run ends; what depends on the machine is only reported.
     decides: bool,
 }
 
@@ -91,7 +91,7 @@ impl Report {
             let word = match (v.good, v.decides) {
                 (true, _) => "",
                 (false, true) => "**falls short**",
-                (false, false) => "falls short on this machine",
+                (false, false) => "falls short, here and now",
             };
             table.row(&[v.what.as_str(), &format!("{:.2}", v.got), &v.wanted, word]);
         }

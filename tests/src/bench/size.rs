@@ -43,7 +43,7 @@ pub(super) async fn run(settings: &Settings, values: &Arc<Values>, report: &mut 
 fn the_binary(report: &mut Report) -> Result<()> {
     let path = binary()?;
     let mib = count(fs::metadata(&path)?.len()) / f64::from(1 << 20);
-    report.hoped_at_most("the binary, MiB", mib, BINARY_MIB_MAX);
+    report.at_most("the binary, MiB", mib, BINARY_MIB_MAX);
     let ldd = Command::new("ldd").arg(&path).output().context("ldd")?;
     let said = String::from_utf8_lossy(&[ldd.stdout, ldd.stderr].concat()).trim().to_owned();
     let is_static = said.contains("statically linked") || said.contains("not a dynamic executable");

@@ -2,6 +2,7 @@
 
 use super::compare::Sample;
 use super::load::count;
+use super::process::FIRST_THREAD;
 use super::report::{Table, median};
 
 /// Stages of apply, as `samovar_apply_seconds_total` names them, and what they are.
@@ -11,8 +12,8 @@ const APPLY: [(&str, &str); 4] = [
     ("state_map", "state map and its root"),
     ("rows", "salts and rows"),
 ];
-/// The thread of the listener, named as the process is.
-const FRONT: &str = "samovar";
+/// The thread of the listener.
+const FRONT: &str = FIRST_THREAD;
 /// The thread of the node.
 const NODE: &str = "node";
 

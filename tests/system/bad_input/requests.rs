@@ -49,11 +49,11 @@ fn http() -> Vec<Row> {
         get().without_host().header(b"Host: \xff").is(400, "invalid-request"),
         on("GET", "https://elsewhere/health").is(400, "invalid-request"),
         on("GET", "http://localhost/health").is(400, "invalid-request"),
-        on("OPTIONS", "*").is(501, "method-unknown"),
+        on("OPTIONS", "*").is(400, "invalid-request"),
         on("GET", "*").is(400, "invalid-request"),
         on("CONNECT", "localhost:443").is(501, "method-unknown"),
-        on("TRACE", "/health").is(501, "method-unknown"),
-        on("PATCH", "/v1/keys/k").is(501, "method-unknown"),
+        on("FROB", "/health").is(501, "method-unknown"),
+        on("TRACE", "/nowhere").is(404, "no-such-route"),
         on("get", "/health").is(501, "method-unknown"),
         on("G(T", "/health").is(400, "-"),
         on("", "/health").is(400, "-"),
@@ -89,7 +89,7 @@ fn http() -> Vec<Row> {
 fn every_path() -> Vec<Row> {
     let mut rows = Vec::new();
     for (path, methods) in PATHS {
-        for method in ["GET", "HEAD", "PUT", "POST", "DELETE"] {
+        for method in ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "TRACE"] {
             let as_get = if method == "HEAD" { "GET" } else { method };
             if !methods.contains(&as_get) {
                 rows.push(on(method, *path).is(405, "method-not-allowed"));

@@ -211,3 +211,33 @@ fn any_bytes_are_rows_or_reasons() {
         }
     }
 }
+
+/// Reads rows to their end: each place lies behind the one before, a value is JSON, and reading ends.
+fn read_all(content: &[u8], shape: &Shape) {
+    let Ok(mut rows) = Rows::new(content, shape.clone()) else { return };
+    let mut before = rows.place();
+    while let Ok(Some(row)) = rows.next() {
+        assert!(rows.place().offset > before.offset, "no row takes no bytes");
+        before = rows.place();
+        if let Ok((key, value)) = row.content {
+            assert!(key.as_str().starts_with("p/"), "{key:?} lacks its prefix");
+            serde_json::from_slice::<serde::de::IgnoredAny>(&value).expect("a value is JSON");
+        }
+    }
+    assert!(before.offset <= content.len() as u64, "the last row ends within the file");
+}
+
+#[test]
+fn fuzz_csv_rows() {
+    let seeds = ["id,\"na\"\"me\",n\r\n1,\"a,\r\nb\",007\r\n\r\n2,5\" pipe,-1.5e3\n3,,true", "id\n1\n"];
+    let mut shape = shape(RowFormat::Csv, &["id"]);
+    shape.typed = true;
+    samovar_fuzz::decoder("csv-rows", &seeds.map(|s| s.as_bytes().to_vec()), |bytes| read_all(bytes, &shape));
+}
+
+#[test]
+fn fuzz_json_rows() {
+    let seeds = ["{\"id\":1,\"x\":{\"y\":[1,null]}}\n\n{\"id\":\"b\"}\r\n", "[1]\n{\"id\":true}"];
+    let shape = shape(RowFormat::Jsonl, &["id"]);
+    samovar_fuzz::decoder("json-rows", &seeds.map(|s| s.as_bytes().to_vec()), |bytes| read_all(bytes, &shape));
+}
