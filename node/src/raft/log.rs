@@ -103,10 +103,9 @@ impl RaftLog {
 
     async fn entries(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry<TypeConfig>>, Failure> {
         let read = self.wal.read(range, bytes_max).await.map_err(|e| failure(ErrorVerb::Read, &e))?;
-        let decoded = read.into_iter().map(|(id, payload)| {
-            Ok(Entry { log_id: log_id(id), payload: decode(&payload).map_err(|e| failure(ErrorVerb::Read, &e))? })
-        });
-        decoded.collect()
+        let decoded =
+            read.into_iter().map(|(id, payload)| Ok(Entry { log_id: log_id(id), payload: decode(&payload)? }));
+        decoded.collect::<Result<_, Error>>().map_err(|e| failure(ErrorVerb::Read, &e))
     }
 }
 

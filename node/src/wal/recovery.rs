@@ -210,22 +210,11 @@ impl Replay {
     }
 
     fn record(&mut self, at: u64, record: Record) -> Result<(), Error> {
+        self.marks.note(&record);
         match record {
-            Record::Vote(vote) => self.marks.vote = Some(vote),
-            Record::Committed(id) => self.marks.committed = Some(id),
-            Record::Base(id) => self.marks.base = Some(id),
-            Record::Truncate(index) => {
-                self.index.truncate(index);
-                self.marks.truncate(index);
-                // Below the base: what stood on it was cut when the log was opened.
-                self.marks.base = self.marks.base.filter(|base| base.index < index);
-            }
-            Record::Purged { mark, first_segment } => {
-                self.marks.purged = Some(mark);
-                self.marks.first_segment = self.marks.first_segment.max(first_segment);
-                self.marks.base = self.marks.base.filter(|base| base.index > mark.index);
-            }
+            Record::Truncate(index) => self.index.truncate(index),
             Record::Entry { id, payload, moved } => return self.entry(at, id, &payload, moved),
+            Record::Vote(_) | Record::Committed(_) | Record::Base(_) | Record::Purged { .. } => {}
         }
         Ok(())
     }
@@ -296,7 +285,7 @@ impl Replay {
             self.index.forget(mark);
         }
         if let Some(base) = torn_base {
-            self.index.truncate(base.index.saturating_add(1));
+            self.index.truncate(base.first.index.saturating_add(1));
             self.marks.truncate(self.index.newest().map_or(0, |newest| newest + 1));
         }
         self.index.vote = self.marks.vote;

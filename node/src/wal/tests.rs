@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::disk::sim::SimDisk;
 
+mod damage;
 mod fuzz;
 mod model;
 

@@ -85,18 +85,49 @@ impl Segment {
     }
 }
 
+/// Purges that entries stand on without their being durable, each beyond what was the end of the log. Nothing above the
+/// first was acknowledged until the newest is durable.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Base {
+    pub(super) first: EntryId,
+    pub(super) newest: EntryId,
+}
+
 /// What is copied to the beginning of each segment, so that those before it can go.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Marks {
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<EntryId>,
     pub(super) purged: Option<EntryId>,
-    pub(super) base: Option<EntryId>,
+    pub(super) base: Option<Base>,
     /// Lowest segment that is needed.
     pub(super) first_segment: u64,
 }
 
 impl Marks {
+    /// Takes note of a record, written or read, that is no entry.
+    pub(super) fn note(&mut self, record: &Record) {
+        match record {
+            Record::Vote(vote) => self.vote = Some(*vote),
+            Record::Committed(id) => self.committed = Some(*id),
+            Record::Base(id) => {
+                let first = self.base.map_or(*id, |base| base.first);
+                self.base = Some(Base { first, newest: *id });
+            }
+            Record::Purged { mark, first_segment } => {
+                self.purged = Some(*mark);
+                self.first_segment = self.first_segment.max(*first_segment);
+                self.base = self.base.filter(|base| base.newest.index > mark.index);
+            }
+            Record::Truncate(index) => {
+                self.truncate(*index);
+                // Below the base: what stood on it was cut when the log was opened.
+                self.base = self.base.filter(|base| base.first.index < *index);
+            }
+            Record::Entry { .. } => {}
+        }
+    }
+
     /// Entries from `index` on are gone, and with them what was committed of them: only those that were never
     /// acknowledged here can go so.
     pub(super) fn truncate(&mut self, index: u64) {
@@ -107,7 +138,8 @@ impl Marks {
         let first_segment = self.first_segment;
         let purged = self.purged.map(|mark| Record::Purged { mark, first_segment });
         let vote = self.vote.map(Record::Vote);
-        vote.into_iter().chain(self.committed.map(Record::Committed)).chain(purged).chain(self.base.map(Record::Base))
+        let base = self.base.into_iter().flat_map(|base| [base.first, base.newest]).map(Record::Base);
+        vote.into_iter().chain(self.committed.map(Record::Committed)).chain(purged).chain(base)
     }
 }
 
@@ -183,19 +215,9 @@ impl Writer {
         if self.offset + span > self.active.header.capacity {
             self.rotate()?;
         }
-        match record {
-            Record::Vote(vote) => self.marks.vote = Some(*vote),
-            Record::Committed(id) => self.marks.committed = Some(*id),
-            Record::Base(id) => self.marks.base = Some(*id),
-            Record::Purged { mark, first_segment } => {
-                self.marks.purged = Some(*mark);
-                self.marks.first_segment = *first_segment;
-                if self.marks.base.is_some_and(|base| base.index <= mark.index) {
-                    self.marks.base = None;
-                }
-            }
-            Record::Entry { id, .. } => self.active.holds(id.index),
-            Record::Truncate(index) => self.marks.truncate(*index),
+        self.marks.note(record);
+        if let Record::Entry { id, .. } = record {
+            self.active.holds(id.index);
         }
         let offset = self.frame.push(record, self.nonce());
         if let Record::Entry { id, payload, .. } = record {
