@@ -29,6 +29,11 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// … or once so many keys wait in memory.
 const SYNC_WAITING_KEYS: usize = 16_384;
 
+/// Who holds the ledger of a node that does nothing: the node, its consensus, its notary.
+const LEDGER_OWNERS: usize = 3;
+/// How often a stop looks, a millisecond apart, whether all others have let go.
+const STOP_LOOKS: usize = 2_000;
+
 /// What a node needs to start.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -155,6 +160,7 @@ impl Node {
             tracing::error!(%error, "the store was not made durable; the raft log brings it again at the next start");
         }
         inner.consensus.stop().await;
+        inner.let_go().await;
     }
 
     /// Resolves when a part of the node has failed for good, with the reason.
@@ -420,6 +426,18 @@ impl Inner {
         let synced = rt::blocking(move || ledger.sync(all)).await;
         let head = synced.map_err(|e| Error::Corrupt(format!("making the store durable: {e}")))??;
         self.consensus.release(&head, seal).await
+    }
+
+    /// Waits until openraft's tasks, which end some time after its shutdown, have let go of the ledger: whoever opens the
+    /// data directory next must find it free.
+    async fn let_go(&self) {
+        for _ in 0..STOP_LOOKS {
+            if Arc::strong_count(&self.ledger) <= LEDGER_OWNERS {
+                return;
+            }
+            rt::sleep(Duration::from_millis(1)).await;
+        }
+        tracing::warn!("a task still holds the ledger after the stop");
     }
 
     fn fail(&self, error: Error) {

@@ -25,6 +25,9 @@ pub(crate) mod values;
 
 /// Largest row, in bytes. A sled leaf of 16 rows stays below 128 KiB.
 pub(crate) const ROW_BYTES_MAX: usize = 4096;
+/// How often, and after which wait, a locked database is tried again.
+const LOCK_TRIES: usize = 50;
+const LOCK_WAIT: std::time::Duration = std::time::Duration::from_millis(20);
 const SEGMENT_BYTES: usize = 512 << 10;
 
 /// Where a row lives. Trees are separate because in one tree a prefix's right edge would share pages with the next
@@ -190,16 +193,7 @@ pub(crate) struct SledRows {
 impl SledRows {
     /// Opens or makes the database in `directory`.
     pub(crate) fn open(directory: &Path, cache_bytes: u64) -> Result<Self, Error> {
-        let opened = catch_unwind(AssertUnwindSafe(|| -> sled::Result<_> {
-            let db = sled::Config::new()
-                .path(directory)
-                .cache_capacity(cache_bytes)
-                .segment_size(SEGMENT_BYTES)
-                .flush_every_ms(None)
-                .open()?;
-            let trees = TREES.iter().map(|(_, name)| db.open_tree(name)).collect::<sled::Result<Vec<_>>>()?;
-            Ok((db, trees))
-        }));
+        let opened = Self::open_sled(directory, cache_bytes);
         let (db, trees) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(sled::Error::Io(error))) if error.to_string().contains("acquire lock") => {
@@ -215,6 +209,29 @@ impl SledRows {
         let data_file =
             fs::File::open(&data_path).map_err(|e| Error::io(format!("opening {}", data_path.display()), &e))?;
         Ok(Self { directory: directory.to_owned(), data_file, db, trees })
+    }
+
+    /// sled's threads let go of the file's lock a moment after the last handle is gone; that moment is waited for.
+    fn open_sled(directory: &Path, cache_bytes: u64) -> std::thread::Result<sled::Result<(sled::Db, Vec<sled::Tree>)>> {
+        let open = || -> sled::Result<_> {
+            let db = sled::Config::new()
+                .path(directory)
+                .cache_capacity(cache_bytes)
+                .segment_size(SEGMENT_BYTES)
+                .flush_every_ms(None)
+                .open()?;
+            let trees = TREES.iter().map(|(_, name)| db.open_tree(name)).collect::<sled::Result<Vec<_>>>()?;
+            Ok((db, trees))
+        };
+        for _ in 0..LOCK_TRIES {
+            match catch_unwind(AssertUnwindSafe(open)) {
+                Ok(Err(sled::Error::Io(error))) if error.to_string().contains("acquire lock") => {
+                    std::thread::sleep(LOCK_WAIT);
+                }
+                opened => return opened,
+            }
+        }
+        catch_unwind(AssertUnwindSafe(open))
     }
 
     fn tree(&self, tree: Tree) -> &sled::Tree {
