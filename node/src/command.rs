@@ -288,7 +288,13 @@ impl Command {
     pub(crate) fn decode(bytes: &Bytes) -> Result<Self, Error> {
         match bytes.split_first() {
             Some((&COMMAND_VERSION, rest)) => {
-                postcard::from_bytes(rest).map_err(|e| Error::Corrupt(format!("a command in the raft log: {e}")))
+                let decoded = postcard::take_from_bytes(rest);
+                let (command, left) =
+                    decoded.map_err(|e| Error::Corrupt(format!("a command in the raft log is damaged: {e}")))?;
+                if !left.is_empty() {
+                    return Err(Error::Corrupt(format!("{} bytes follow a command in the raft log", left.len())));
+                }
+                Ok(command)
             }
             Some((version, _)) => Err(Error::Corrupt(format!(
                 "the raft log holds commands of format {version}, this version reads {COMMAND_VERSION}: start the newer version again"

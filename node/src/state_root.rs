@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::disk::{Disk, File};
+use crate::entry::MapValue;
 use crate::error::Error;
 
 pub mod proof;
@@ -121,13 +122,12 @@ impl Slot {
     /// Hash of the map value; `None` for a deleted key.
     #[must_use]
     pub fn value_hash(&self) -> Option<[u8; 32]> {
-        match self.state {
-            SlotState::Live { commitment } => Some(proof::live_value_hash(self.revision, &commitment)),
-            SlotState::Erased { commitment, erased_by } => {
-                Some(proof::erased_value_hash(self.revision, &commitment, erased_by))
-            }
-            SlotState::Deleted => None,
-        }
+        let (commitment, erased_by) = match self.state {
+            SlotState::Live { commitment } => (commitment, None),
+            SlotState::Erased { commitment, erased_by } => (commitment, Some(erased_by)),
+            SlotState::Deleted => return None,
+        };
+        Some(MapValue { revision: self.revision, commitment, erased_by }.hash())
     }
 
     fn entry(&self, key: &KeyHash) -> Entry {

@@ -40,3 +40,71 @@ fn fuzz_command() {
         }
     });
 }
+
+/// One of everything, so that its bytes hold the whole encoding.
+fn one_of_everything() -> Command {
+    let key = |text: &str| Key::checked(text).unwrap();
+    let operations = vec![
+        OperationCommand::Put {
+            key: key("a"),
+            value: Bytes::from_static(b"soup"),
+            media_type: "text/plain".into(),
+            blob: false,
+            salt: [7; 32],
+        },
+        OperationCommand::Delete { key: key("b") },
+        OperationCommand::Erase { key: key("c"), revision: 300 },
+    ];
+    let write = WriteCommand {
+        author: "p1".into(),
+        requirements: vec![
+            Requirement { key: key("a"), revision: Some(5) },
+            Requirement { key: key("b"), revision: None },
+        ],
+        operations,
+        idempotency: Some(Idempotency { key: "k".into(), fingerprint: [9; 32] }),
+        proposal: Some(ProposalId { node: 1, boot: 2, sequence: 3 }),
+    };
+    Command::Writes { time_ms: 1_700_000_000_000, writes: vec![write] }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn golden_bytes_hold_the_encoding_of_commands() {
+    let salt = "07".repeat(32);
+    let fingerprint = "09".repeat(32);
+    // Version, variant, time as a varint, one write: author, two requirements, three operations, names.
+    let writes = format!(
+        "01 00 80d095ffbc31 01 027031 02 0161 0105 0162 00 03 00 0161 04736f7570 0a746578742f706c61696e 00 {salt} \
+         01 0162 02 0163 ac02 01 016b {fingerprint} 01 01 02 03"
+    );
+    let cosigners = Command::Cosigners {
+        time_ms: 1,
+        author: "p1".into(),
+        log: "L".into(),
+        cosigners: vec!["C".into()],
+        policy: "P".into(),
+    };
+    for (command, golden) in [(one_of_everything(), writes), (cosigners, "01 01 01 027031 014c 01 0143 0150".into())] {
+        let golden = golden.replace(' ', "");
+        assert_eq!(hex(&command.encode()), golden, "nodes of the neighbouring version could not read this any more");
+        assert_eq!(Command::decode(&command.encode()).unwrap(), command);
+    }
+}
+
+#[test]
+fn what_is_no_whole_command_is_refused() {
+    let good = one_of_everything().encode();
+    for length in 0..good.len() {
+        assert!(Command::decode(&good.slice(..length)).is_err(), "the first {length} of {} bytes", good.len());
+    }
+    let longer = Bytes::from([&good[..], &[0]].concat());
+    let error = Command::decode(&longer).unwrap_err().to_string();
+    assert!(error.contains("1 bytes follow"), "a byte after the command: {error}");
+    let newer = Bytes::from([&[2], &good[1..]].concat());
+    let error = Command::decode(&newer).unwrap_err().to_string();
+    assert!(error.contains("start the newer version"), "another version: {error}");
+}

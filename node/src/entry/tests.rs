@@ -300,27 +300,3 @@ fn commitments_and_map_values_have_known_bytes() {
         assert_eq!(value.hash(), crate::merkle::to_hash(&ring::digest::digest(&SHA256, &value.to_bytes())));
     }
 }
-
-/// Run with `--release --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn cost_of_a_line() {
-    let entry = Entry::Transaction(Transaction {
-        time_ms: 1_700_000_000_000,
-        author: "p1".into(),
-        changes: vec![put("user/12345678")],
-    });
-    let mut out = Vec::new();
-    let count = 1_000_000;
-    let start = std::time::Instant::now();
-    for _ in 0..count {
-        out.clear();
-        std::hint::black_box(&entry).write_line(&mut out);
-    }
-    println!("{:?} per line of {} bytes", start.elapsed() / count, out.len());
-    let start = std::time::Instant::now();
-    for _ in 0..count {
-        std::hint::black_box(find_change(std::hint::black_box(&out), "user/12345678")).unwrap();
-    }
-    println!("{:?} per find_change", start.elapsed() / count);
-}

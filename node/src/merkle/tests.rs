@@ -255,25 +255,3 @@ fn the_right_edge_is_rebuilt_from_full_tiles() {
     let damaged = Tree::rebuild(300, &log.leaves[256..300], |_, _| Ok::<_, Infallible>(vec![0; 8191]));
     assert_eq!(damaged, Err(ProofError::Tile { level: 0, index: 0 }));
 }
-
-/// Run with `--release --ignored --nocapture`: cost of a push beside that of its hashes.
-#[test]
-#[ignore = "a measurement"]
-fn cost_of_a_push() {
-    let count = 1 << 20;
-    let leaves: Vec<Hash> = (0..count).map(leaf).collect();
-    let mut full = Vec::new();
-    let mut tree = Tree::new();
-    let start = std::time::Instant::now();
-    for leaf in &leaves {
-        tree.push(*leaf, &mut full);
-    }
-    let pushes = start.elapsed();
-    let start = std::time::Instant::now();
-    let mut hash = leaves[0];
-    for leaf in &leaves {
-        hash = node_hash(&hash, leaf);
-    }
-    let hashes = start.elapsed();
-    println!("{:?} per push, {:?} per hash ({hash:?})", pushes / 1_048_576, hashes / 1_048_576);
-}

@@ -5,11 +5,12 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::PATH_MAX;
-use super::map::{DEPTH_MAX, MapLeaf, MapProof, key_hash};
+use super::map::{MapLeaf, MapProof, key_hash};
 use crate::canonical::{Malformed, Reader, push_base64_string, push_number, push_number_or_null, push_string};
 use crate::command::OPERATIONS_MAX;
 use crate::entry::MapValue;
 use crate::merkle::Hash;
+use crate::state_root::proof::SIBLINGS_MAX;
 
 /// What a receipt says of one put's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,7 +197,7 @@ fn read_latest(r: &mut Reader<'_>) -> Result<Extra, Malformed> {
         return Err(Malformed::new(at, "the SHA-256 of the key"));
     }
     r.expect(r#","siblings":"#)?;
-    let siblings = r.array(DEPTH_MAX, Reader::hash)?;
+    let siblings = r.array(SIBLINGS_MAX, Reader::hash)?;
     r.expect(r#","leaf":"#)?;
     let leaf = read_leaf(r)?;
     r.expect(r#"},"put":"#)?;

@@ -1,15 +1,9 @@
-//! What a state root says about one key. The map is the canonical binary trie over SHA-256(key) that the `jmt` crate, 0.12,
-//! defines: a subtree of one leaf is that leaf, an empty one is a constant.
-
-use ring::digest::{Context, SHA256, digest};
+//! What a state root says about one key, as a proof file carries it. How it is checked stands in
+//! [`crate::state_root::proof`].
 
 use crate::entry::MapValue;
-use crate::merkle::{Hash, to_hash};
-
-/// Root of a subtree without leaves.
-pub(crate) const EMPTY: &Hash = b"SPARSE_MERKLE_PLACEHOLDER_HASH__";
-/// Most siblings: one per bit of a key hash.
-pub(crate) const DEPTH_MAX: usize = 256;
+use crate::merkle::Hash;
+use crate::state_root::proof::{Claim, KeyHash, Refused, root_of};
 
 /// The way from the root to where a key would lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,64 +35,36 @@ impl MapProof {
     ///
     /// # Errors
     /// When it can hold under none.
-    pub fn root(&self, key: &str) -> Result<Hash, &'static str> {
-        if self.siblings.len() > DEPTH_MAX {
-            return Err("the way through the state map has more than 256 steps");
-        }
-        let own = key_hash(key);
-        let leaf = match &self.leaf {
-            MapLeaf::Empty => *EMPTY,
-            MapLeaf::Own(value) => leaf_hash(&own, &value.hash()),
-            MapLeaf::Neighbour { key_hash: other, .. } if *other == own => {
-                return Err("the neighbour's leaf in the state map is the key's own: the key is not absent");
+    pub fn root(&self, key: &str) -> Result<Hash, Refused> {
+        let claim = match self.leaf {
+            MapLeaf::Empty => Claim::AbsentEmpty,
+            MapLeaf::Own(value) => Claim::Present { value_hash: value.hash() },
+            MapLeaf::Neighbour { key_hash, value_hash } => {
+                Claim::AbsentNeighbour { key: KeyHash(key_hash), value_hash }
             }
-            MapLeaf::Neighbour { key_hash: other, .. } if shared_bits(other, &own) < self.siblings.len() => {
-                return Err("the neighbour's leaf in the state map does not lie on the way to the key");
-            }
-            MapLeaf::Neighbour { key_hash, value_hash } => leaf_hash(key_hash, value_hash),
         };
-        let up = |below: Hash, (depth, sibling): (usize, &Hash)| {
-            if bit(&own, depth) { inner_hash(sibling, &below) } else { inner_hash(&below, sibling) }
-        };
-        Ok(self.siblings.iter().enumerate().rev().fold(leaf, up))
+        root_of(&KeyHash::of(key.as_bytes()), &claim, &self.siblings)
     }
 }
 
 /// Where a key lies in the map: SHA-256 of its bytes.
 pub(super) fn key_hash(key: &str) -> Hash {
-    to_hash(&digest(&SHA256, key.as_bytes()))
-}
-
-fn bit(hash: &Hash, at: usize) -> bool {
-    hash[at / 8] >> (7 - at % 8) & 1 == 1
-}
-
-fn shared_bits(a: &Hash, b: &Hash) -> usize {
-    (0..DEPTH_MAX).take_while(|at| bit(a, *at) == bit(b, *at)).count()
-}
-
-fn leaf_hash(key_hash: &Hash, value_hash: &Hash) -> Hash {
-    tagged_hash(b"JMT::LeafNode", key_hash, value_hash)
-}
-
-/// The tag is spelt as jmt spells it.
-fn inner_hash(left: &Hash, right: &Hash) -> Hash {
-    tagged_hash(b"JMT::IntrnalNode", left, right)
-}
-
-fn tagged_hash(tag: &[u8], left: &Hash, right: &Hash) -> Hash {
-    let mut context = Context::new(&SHA256);
-    context.update(tag);
-    context.update(left);
-    context.update(right);
-    to_hash(&context.finish())
+    KeyHash::of(key.as_bytes()).0
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::BTreeMap;
 
+    use ring::digest::{Context, SHA256};
+
     use super::*;
+    use crate::merkle::to_hash;
+    use crate::state_root::proof::{EMPTY, leaf_hash, node_hash};
+
+    fn bit(hash: &Hash, at: usize) -> bool {
+        KeyHash(*hash).bit(at)
+    }
 
     /// The map as its definition reads, without any store: for tests.
     #[derive(Debug, Clone, Default)]
@@ -123,11 +89,11 @@ pub(crate) mod tests {
 
         fn root_of(leaves: &[(Hash, Hash)], depth: usize) -> Hash {
             match leaves {
-                [] => *EMPTY,
-                [(key, value)] => leaf_hash(key, value),
+                [] => EMPTY,
+                [(key, value)] => leaf_hash(&KeyHash(*key), value),
                 _ => {
                     let split = leaves.partition_point(|(key, _)| !bit(key, depth));
-                    inner_hash(&Self::root_of(&leaves[..split], depth + 1), &Self::root_of(&leaves[split..], depth + 1))
+                    node_hash(&Self::root_of(&leaves[..split], depth + 1), &Self::root_of(&leaves[split..], depth + 1))
                 }
             }
         }
@@ -198,7 +164,7 @@ pub(crate) mod tests {
     #[test]
     fn the_root_is_that_of_jmt() {
         let mut map = ModelMap::default();
-        assert_eq!(map.root(), *EMPTY);
+        assert_eq!(map.root(), EMPTY);
         for size in [1, 2, 3, 10, 100, 500] {
             (0..size).for_each(|n| map.set(&format!("key {n}"), &value(n)));
             let pairs = (0..size).map(|n| (format!("key {n}"), value(n)));
@@ -212,7 +178,7 @@ pub(crate) mod tests {
     #[test]
     fn presence_and_absence_hold_under_the_root_and_false_ones_do_not() {
         let mut map = ModelMap::default();
-        assert_eq!(map.prove("any", None).root("any"), Ok(*EMPTY));
+        assert_eq!(map.prove("any", None).root("any"), Ok(EMPTY));
         (0..200).for_each(|n| map.set(&format!("key {n}"), &value(n)));
         let root = map.root();
         for n in 0..200 {

@@ -282,7 +282,7 @@ impl Verifier {
         {
             return Err(format!("the proof is about the key {key:?}, not {expected:?}").into());
         }
-        if map.root(&key)? != block.state {
+        if map.root(&key).map_err(|e| e.to_string())? != block.state {
             return Err("the way through the state map does not lead to the state root of the block".into());
         }
         head.checked.push(format!("the state root of block {} says so of {key:?}", block.height));

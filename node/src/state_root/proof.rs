@@ -18,8 +18,6 @@ pub const EMPTY: [u8; 32] = *b"SPARSE_MERKLE_PLACEHOLDER_HASH__";
 
 const LEAF_TAG: &[u8; 13] = b"JMT::LeafNode";
 const NODE_TAG: &[u8; 16] = b"JMT::IntrnalNode";
-const LIVE_TAG: u8 = 1;
-const ERASED_TAG: u8 = 2;
 
 /// SHA-256 of a key's bytes: where the key stands in the trie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,7 +44,7 @@ impl KeyHash {
     }
 
     /// Bit `depth` of the path, 0 being the most significant of the first byte; `depth` ≤ 255.
-    pub(super) fn bit(&self, depth: usize) -> bool {
+    pub(crate) fn bit(&self, depth: usize) -> bool {
         self.0[depth / 8] >> (7 - depth % 8) & 1 == 1
     }
 
@@ -62,27 +60,6 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
     hash
-}
-
-/// Value hash of a key whose current value is there.
-#[must_use]
-pub fn live_value_hash(revision: u64, commitment: &[u8; 32]) -> [u8; 32] {
-    let mut value = [0; 41];
-    value[0] = LIVE_TAG;
-    value[1..9].copy_from_slice(&revision.to_be_bytes());
-    value[9..].copy_from_slice(commitment);
-    sha256(&value)
-}
-
-/// Value hash of a key whose current value was erased by the entry `erased_by`.
-#[must_use]
-pub fn erased_value_hash(revision: u64, commitment: &[u8; 32], erased_by: u64) -> [u8; 32] {
-    let mut value = [0; 49];
-    value[0] = ERASED_TAG;
-    value[1..9].copy_from_slice(&revision.to_be_bytes());
-    value[9..41].copy_from_slice(commitment);
-    value[41..].copy_from_slice(&erased_by.to_be_bytes());
-    sha256(&value)
 }
 
 /// Hash of the leaf of a key.
@@ -131,21 +108,21 @@ pub enum Refused {
     #[error("the map proof has more than {SIBLINGS_MAX} siblings")]
     TooLong,
     /// The neighbour is the key itself, so the key is present.
-    #[error("the map proof says that the key is absent, but shows its leaf")]
+    #[error("the leaf that the map proof shows for a neighbour is the key's own: the key is not absent")]
     NeighbourIsKey,
     /// The neighbour does not lie where the key would.
-    #[error("the leaf that the map proof shows does not lie on the path of the key")]
+    #[error("the leaf that the map proof shows does not lie on the way to the key")]
     NeighbourElsewhere,
     /// The hashes lead elsewhere.
     #[error("the map proof does not lead to the state root")]
     OtherRoot,
 }
 
-/// Checks that `claim` holds for `key` in the map with this `root`. `siblings` go from the root down.
+/// The root of the map in which `claim` holds for `key`. `siblings` go from the root down.
 ///
 /// # Errors
-/// Says why the proof shows no such thing.
-pub fn verify(root: &[u8; 32], key: &KeyHash, claim: &Claim, siblings: &[[u8; 32]]) -> Result<(), Refused> {
+/// Says why it can hold in none.
+pub fn root_of(key: &KeyHash, claim: &Claim, siblings: &[[u8; 32]]) -> Result<[u8; 32], Refused> {
     if siblings.len() > SIBLINGS_MAX {
         return Err(Refused::TooLong);
     }
@@ -162,15 +139,23 @@ pub fn verify(root: &[u8; 32], key: &KeyHash, claim: &Claim, siblings: &[[u8; 32
             leaf_hash(other, value_hash)
         }
     };
-    let reached = siblings.iter().enumerate().rev().fold(end, |below, (depth, sibling)| {
+    Ok(siblings.iter().enumerate().rev().fold(end, |below, (depth, sibling)| {
         if key.bit(depth) { node_hash(sibling, &below) } else { node_hash(&below, sibling) }
-    });
-    if reached == *root { Ok(()) } else { Err(Refused::OtherRoot) }
+    }))
+}
+
+/// Checks that `claim` holds for `key` in the map with this `root`. `siblings` go from the root down.
+///
+/// # Errors
+/// Says why the proof shows no such thing.
+pub fn verify(root: &[u8; 32], key: &KeyHash, claim: &Claim, siblings: &[[u8; 32]]) -> Result<(), Refused> {
+    if root_of(key, claim, siblings)? == *root { Ok(()) } else { Err(Refused::OtherRoot) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::MapValue;
 
     /// A key hash with these first bits, the rest zero.
     fn key(first: u8) -> KeyHash {
@@ -182,9 +167,17 @@ mod tests {
     #[test]
     fn the_formulas_are_those_of_the_format_page() {
         let value = [[1].as_slice(), &7_u64.to_be_bytes(), &[9; 32]].concat();
-        assert_eq!(live_value_hash(7, &[9; 32]), sha256(&value), "0x01, revision, commitment");
+        assert_eq!(
+            MapValue { revision: 7, commitment: [9; 32], erased_by: None }.hash(),
+            sha256(&value),
+            "0x01, revision, commitment"
+        );
         let value = [[2].as_slice(), &7_u64.to_be_bytes(), &[9; 32], &8_u64.to_be_bytes()].concat();
-        assert_eq!(erased_value_hash(7, &[9; 32], 8), sha256(&value), "0x02, revision, commitment, erase entry");
+        assert_eq!(
+            MapValue { revision: 7, commitment: [9; 32], erased_by: Some(8) }.hash(),
+            sha256(&value),
+            "0x02, revision, commitment, erase entry"
+        );
         let leaf = [b"JMT::LeafNode".as_slice(), &key(3).0, &[5; 32]].concat();
         assert_eq!(leaf_hash(&key(3), &[5; 32]), sha256(&leaf), "leaf tag, key hash, value hash");
         let node = [b"JMT::IntrnalNode".as_slice(), &[1; 32], &[2; 32]].concat();
