@@ -1,14 +1,14 @@
 //! [`Node`]: the only door to the ledger. Opens, starts and stops its parts, and keeps what has been written durable.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::command::{Command, Key, Operation, Outcome, Write, WriteCommand};
+use crate::command::{Command, Key, Outcome, Write, WriteCommand};
 use crate::cosign::Notary;
 use crate::disk::Disk;
 use crate::error::Error;
@@ -16,7 +16,7 @@ use crate::identity::{Identity, Keys};
 use crate::ledger::Ledger;
 use crate::raft::{Consensus, Job, ReadJob};
 use crate::rt;
-use crate::store::{Rows, SledRows};
+use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
 use crate::view::{
     ApplyStages, BlockRow, Consistency, Found, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status,
@@ -73,8 +73,6 @@ struct Inner {
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<ReadJob>,
     free_bytes: AtomicU64,
-    /// Set by an erase: make durable, purge the raft log and close its segment at once.
-    purge_wanted: AtomicBool,
     stopping: watch::Sender<bool>,
     /// Set when a part failed for good; the daemon must end and be started again.
     failed: watch::Sender<Option<Error>>,
@@ -101,8 +99,8 @@ impl Node {
     /// [`Error::Corrupt`] names what is damaged and what to do; nothing is changed then.
     pub async fn start(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
         let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
-        let rows = Rows::Sled(Arc::new(SledRows::open(&config.data.join("store"), config.cache_bytes)?));
-        Self::start_on(disk, config, identity, keys, rows).await
+        let shelf = Shelf::Sled { directory: config.data.join("store"), cache_bytes: config.cache_bytes };
+        Self::start_on(disk, config, identity, keys, shelf).await
     }
 
     /// [`Node::start`] over any rows.
@@ -111,21 +109,15 @@ impl Node {
         config: Config,
         identity: Identity,
         keys: Keys,
-        rows: Rows,
+        shelf: Shelf,
     ) -> Result<Self, Error> {
         let log_info = identity.log_info(&keys);
-        let (opening, directory) = (Arc::clone(&disk), config.data.clone());
-        let opened = rt::blocking(move || Ledger::open(opening.as_ref(), &directory, rows)).await;
-        let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
+        let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf).await?;
         let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, Arc::clone(&ledger), &identity.origin, keys)?);
-        let consensus =
-            Consensus::start(&disk, &config.data.join("raft"), identity.node, Arc::clone(&ledger), identity.begun)
-                .await?;
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
         let inner = Arc::new(Inner {
             free_bytes: AtomicU64::new(u64::MAX),
-            purge_wanted: AtomicBool::new(false),
             stopping: watch::Sender::new(false),
             failed: watch::Sender::new(None),
             tasks: Mutex::new(Vec::new()),
@@ -160,7 +152,7 @@ impl Node {
             tracing::error!(%error, "the store was not made durable; the raft log brings it again at the next start");
         }
         inner.consensus.stop().await;
-        inner.let_go().await;
+        let_go(&inner.ledger, LEDGER_OWNERS).await;
     }
 
     /// Resolves when a part of the node has failed for good, with the reason.
@@ -179,7 +171,6 @@ impl Node {
     /// [`Error::Unknown`] when the node failed with the write in flight.
     pub async fn write(&self, write: Write) -> Result<Outcome, Error> {
         let inner = &self.inner;
-        let erases = write.operations.iter().any(|o| matches!(o, Operation::Erase { .. }));
         let write = WriteCommand::prepare(write, rt::fill_random)?;
         self.room()?;
         let (reply, answer) = oneshot::channel();
@@ -187,11 +178,7 @@ impl Node {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the node is stopping".into()),
         })?;
-        let outcome = answer.await.unwrap_or(Err(Error::Unknown))?;
-        if erases {
-            inner.purge_wanted.store(true, Relaxed);
-        }
-        Ok(outcome)
+        answer.await.unwrap_or(Err(Error::Unknown))
     }
 
     /// Reads a key; `at` is the height of a block.
@@ -202,7 +189,7 @@ impl Node {
         if consistency == Consistency::Linearizable {
             self.barrier().await?;
         }
-        self.inner.ledger.get(key, at)
+        self.inner.checked(self.inner.ledger.get(key, at))
     }
 
     /// Keys with a prefix, in byte order; `after` is exclusive. An empty prefix does not list reserved keys. A page may
@@ -212,7 +199,7 @@ impl Node {
     /// [`Error::Corrupt`].
     #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<KeyPage, Error> {
-        self.inner.ledger.keys(prefix, after, limit)
+        self.inner.checked(self.inner.ledger.keys(prefix, after, limit))
     }
 
     /// Revisions of a key, newest first, those below `before`.
@@ -221,7 +208,7 @@ impl Node {
     /// [`Error::Corrupt`].
     #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn history(&self, key: &Key, before: Option<u64>, limit: usize) -> Result<HistoryPage, Error> {
-        self.inner.ledger.history(key, before, limit)
+        self.inner.checked(self.inner.ledger.history(key, before, limit))
     }
 
     /// One entry of the chain log.
@@ -230,7 +217,7 @@ impl Node {
     /// [`Error::NotFound`] beyond its end.
     #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn record(&self, index: u64) -> Result<Record, Error> {
-        self.inner.ledger.record(index)
+        self.inner.checked(self.inner.ledger.record(index))
     }
 
     /// Entries from `first` on, as many as there are up to `limit`, with the values still held: for the change feed.
@@ -239,7 +226,7 @@ impl Node {
     /// [`Error::Corrupt`].
     #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn records(&self, first: u64, limit: usize) -> Result<Vec<Record>, Error> {
-        self.inner.ledger.records(first, limit)
+        self.inner.checked(self.inner.ledger.records(first, limit))
     }
 
     /// The receipt of an entry, a C2SP tlog-proof; `wait`: until a checkpoint that meets the policy covers it.
@@ -247,7 +234,7 @@ impl Node {
     /// # Errors
     /// [`Error::NotFound`] beyond the log; [`Error::Unavailable`] when no checkpoint covers the entry yet.
     pub async fn receipt(&self, index: u64, wait: bool) -> Result<String, Error> {
-        self.inner.notary.receipt(index, wait).await
+        self.inner.checked(self.inner.notary.receipt(index, wait).await)
     }
 
     /// Latest-or-absent proof of a key as of the newest checkpoint, a C2SP tlog-proof.
@@ -256,7 +243,7 @@ impl Node {
     /// [`Error::Unavailable`] when there is no checkpoint yet.
     #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn proof(&self, key: &Key) -> Result<String, Error> {
-        self.inner.notary.latest_or_absent(key)
+        self.inner.checked(self.inner.notary.latest_or_absent(key))
     }
 
     /// Blocks above `after`, in order.
@@ -265,7 +252,7 @@ impl Node {
     /// [`Error::Corrupt`].
     #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn blocks(&self, after: u64, limit: usize) -> Result<Vec<BlockRow>, Error> {
-        self.inner.ledger.blocks(after, limit)
+        self.inner.checked(self.inner.ledger.blocks(after, limit))
     }
 
     /// One block.
@@ -274,7 +261,7 @@ impl Node {
     /// [`Error::NotFound`] beyond the head.
     #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn block(&self, height: u64) -> Result<BlockRow, Error> {
-        self.inner.ledger.block(height)
+        self.inner.checked(self.inner.ledger.block(height))
     }
 
     /// The newest checkpoint that meets the policy, as text (C2SP tlog-checkpoint).
@@ -291,7 +278,7 @@ impl Node {
     pub async fn tile(&self, level: u8, index: u64, width: u16) -> Result<Vec<u8>, Error> {
         self.published_width(level, index, width)?;
         let ledger = &self.inner.ledger;
-        ledger.tile(&ledger.chain(), level, index, width)
+        self.inner.checked(ledger.tile(&ledger.chain(), level, index, width))
     }
 
     /// A bundle of entries of the published log: each with its length before it (u16 BE).
@@ -301,7 +288,7 @@ impl Node {
     #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn entry_bundle(&self, index: u64, width: u16) -> Result<Vec<u8>, Error> {
         self.published_width(0, index, width)?;
-        self.inner.ledger.bundle(index * u64::from(TILE_WIDTH), usize::from(width))
+        self.inner.checked(self.inner.ledger.bundle(index * u64::from(TILE_WIDTH), usize::from(width)))
     }
 
     fn published_width(&self, level: u8, index: u64, width: u16) -> Result<(), Error> {
@@ -428,22 +415,57 @@ impl Inner {
         self.consensus.release(&head, seal).await
     }
 
-    /// Waits until openraft's tasks, which end some time after its shutdown, have let go of the ledger: whoever opens the
-    /// data directory next must find it free.
-    async fn let_go(&self) {
-        for _ in 0..STOP_LOOKS {
-            if Arc::strong_count(&self.ledger) <= LEDGER_OWNERS {
-                return;
-            }
-            rt::sleep(Duration::from_millis(1)).await;
+    /// Passes an answer of the ledger on. One that shows that the store is damaged ends the node: it is rebuilt at the next
+    /// start.
+    fn checked<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error @ Error::DamagedStore(_)) = &answer {
+            self.fail(error.clone());
         }
-        tracing::warn!("a task still holds the ledger after the stop");
+        answer
     }
 
     fn fail(&self, error: Error) {
+        self.ledger.suspicion.note_if_damaged(&error);
         tracing::error!(%error, "the node has failed and must be started again");
         self.failed.send_replace(Some(error));
     }
+}
+
+/// Opens ledger and raft log. A store that proves damaged only when the raft log is applied to it is given up then, once.
+async fn open_ledger(
+    disk: &Arc<dyn Disk>,
+    config: &Config,
+    identity: &Identity,
+    shelf: Shelf,
+) -> Result<(Arc<Ledger>, Consensus), Error> {
+    let shelf = Arc::new(shelf);
+    let mut again = true;
+    loop {
+        let (opening, directory, shelf) = (Arc::clone(disk), config.data.clone(), Arc::clone(&shelf));
+        let opened = rt::blocking(move || Ledger::open(&opening, &directory, &shelf)).await;
+        let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
+        let log = config.data.join("raft");
+        match Consensus::start(disk, &log, identity.node, Arc::clone(&ledger), identity.begun).await {
+            Err(error @ Error::DamagedStore(_)) if again => {
+                ledger.suspicion.note_if_damaged(&error);
+                let_go(&ledger, 1).await;
+                again = false;
+            }
+            started => return Ok((ledger, started?)),
+        }
+    }
+}
+
+/// Waits until openraft's tasks, which end some time after its shutdown, have let go of the ledger: whoever opens the data
+/// directory next must find it free.
+async fn let_go(ledger: &Arc<Ledger>, owners: usize) {
+    for _ in 0..STOP_LOOKS {
+        if Arc::strong_count(ledger) <= owners {
+            return;
+        }
+        rt::sleep(Duration::from_millis(1)).await;
+    }
+    tracing::warn!("a task still holds the ledger after the stop");
 }
 
 /// Runs a task until the node stops.
@@ -472,7 +494,8 @@ async fn maintain(node: Arc<Inner>) {
             let chain = node.ledger.chain();
             (chain.head.size, chain.names.waiting())
         };
-        let erased = node.purge_wanted.swap(false, Relaxed);
+        // An erase: purge the raft log, which still has the value, and close its segment at once.
+        let erased = node.ledger.erased.swap(false, Relaxed);
         let due = rt::instant() >= next_sync && size != synced_size;
         let full = waiting >= SYNC_WAITING_KEYS || node.ledger.map.wants_flush().unwrap_or(true);
         if !(erased || due || full) {

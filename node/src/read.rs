@@ -85,7 +85,7 @@ impl Ledger {
     /// List number `list` (from 1) of a key's revisions, oldest first.
     fn revisions(&self, hash: &KeyHash, list: u32) -> Result<Vec<u64>, Error> {
         let row = self.rows.get(Tree::History, &[&hash.0[..16], &list.to_be_bytes()].concat())?;
-        let row = row.ok_or_else(|| Error::Corrupt(format!("list {list} of a key's revisions is missing")))?;
+        let row = row.ok_or_else(|| Error::DamagedStore(format!("list {list} of a key's revisions is missing")))?;
         Ok(row.as_chunks::<8>().0.iter().map(|r| u64::from_be_bytes(*r)).collect())
     }
 

@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::command::{Committed, Idempotency};
+use crate::command::{Committed, Idempotency, Operation};
 use crate::disk::sim::{CrashPoint, SimDisk};
 use crate::store::MemoryRows;
 use crate::view::Found;
@@ -26,6 +26,19 @@ struct Machine {
     disk: SimDisk,
     rows: Arc<MemoryRows>,
 }
+
+/// What a machine can lose and make again from the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Nothing,
+    StateMap,
+    Store,
+    Archive,
+    /// Every call of the store finds damage.
+    SoundnessOfStore,
+}
+
+const LOSSES: [Loss; 5] = [Loss::Nothing, Loss::StateMap, Loss::Store, Loss::Archive, Loss::SoundnessOfStore];
 
 /// What clients know: for each key the last acknowledged state, and what is in doubt.
 #[derive(Default)]
@@ -48,7 +61,26 @@ impl Machine {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let config = Config { reserve_bytes: 0, ..Config::new(DATA) };
         let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
-        Node::start_on(disk, config, identity, keys, Rows::Memory(Arc::clone(&self.rows))).await
+        Node::start_on(disk, config, identity, keys, Shelf::Memory(Arc::clone(&self.rows))).await
+    }
+
+    fn lose(&self, loss: Loss) {
+        match loss {
+            Loss::Nothing => {}
+            Loss::StateMap => self.remove("state-map"),
+            Loss::Store => self.rows.lose(),
+            Loss::Archive => self.remove("archive"),
+            Loss::SoundnessOfStore => self.rows.break_all(),
+        }
+    }
+
+    /// Removes what lies under a name in the data directory, durably.
+    fn remove(&self, name: &str) {
+        let path = Config::new(DATA).data.join(name);
+        for file in self.disk.files().iter().filter(|file| file.starts_with(&path)) {
+            self.disk.remove(file).unwrap();
+            self.disk.sync_directory(file.parent().unwrap()).unwrap();
+        }
     }
 
     fn crash(&self, rng: &mut StdRng) {
@@ -192,14 +224,15 @@ fn cut_at(cut: Option<(u64, CrashPoint)>) -> u64 {
     });
     let operations = machine.disk.durable_operations();
     machine.crash(&mut rng);
-    // Once as it is, once with everything derived gone.
-    for derived in [true, false] {
-        if !derived {
-            machine.disk.remove(&Config::new(DATA).data.join("state-map")).unwrap();
-        }
+    let mut before = None;
+    for lost in LOSSES {
+        machine.lose(lost);
         simulate(SEED + 1, async {
-            let node = machine.start().await.unwrap_or_else(|e| panic!("cut at {cut:?}, derived {derived}: {e}"));
-            known.check(&node).await.unwrap_or_else(|e| panic!("cut at {cut:?}, derived {derived}: {e}"));
+            let node = machine.start().await.unwrap_or_else(|e| panic!("cut at {cut:?}, lost {lost:?}: {e}"));
+            known.check(&node).await.unwrap_or_else(|e| panic!("cut at {cut:?}, lost {lost:?}: {e}"));
+            let head = node.inner.ledger.chain().head.clone();
+            let roots = (head.height, head.block_hash, head.state_root, head.outcomes);
+            assert_eq!(*before.get_or_insert(roots), roots, "cut at {cut:?}, lost {lost:?}: another chain than before");
             node.stop().await;
         });
     }
@@ -237,9 +270,11 @@ fn lives(seed: u64) -> u64 {
             }
         });
         machine.crash(&mut rng);
+        let lost = LOSSES[rng.gen_range(0..LOSSES.len())];
+        machine.lose(lost);
         simulate(seed.wrapping_add(life), async {
-            let node = machine.start().await.unwrap_or_else(|e| panic!("seed {seed}, life {life}: {e}"));
-            known.check(&node).await.unwrap_or_else(|e| panic!("seed {seed}, life {life}: {e}"));
+            let node = machine.start().await.unwrap_or_else(|e| panic!("seed {seed}, life {life}, lost {lost:?}: {e}"));
+            known.check(&node).await.unwrap_or_else(|e| panic!("seed {seed}, life {life}, lost {lost:?}: {e}"));
             let head = *node.head().borrow();
             (head.height, head.size, node.checkpoint()).hash(&mut seen);
         });
