@@ -18,7 +18,7 @@ mod block;
 mod restore;
 
 use block::{Current, Draft};
-pub(crate) use block::{HISTORY_STRIDE, tile_key};
+pub(crate) use block::{HISTORY_STRIDE, history_key, tile_key};
 pub(crate) use restore::{Source, restate};
 
 /// What one raft entry asks of the machine.
@@ -133,8 +133,8 @@ impl Draft<'_> {
         }
         let entry = Transaction { time_ms: self.time_ms, author: write.author.as_str().into(), changes };
         self.push_line(Entry::Transaction(entry).to_line(), slot);
-        for (operation, (hash, _)) in write.operations.iter().zip(&currents) {
-            self.note_history(operation.key(), hash)?;
+        for (hash, _) in &currents {
+            self.note_history(hash)?;
         }
         Ok(Outcome::Committed(Committed { transaction, block: self.chain.head.height + 1, created }))
     }

@@ -112,10 +112,11 @@ impl Draft<'_> {
     }
 
     fn transaction_again(&mut self, index: u64, transaction: &Transaction<'_>) -> Result<u64, Error> {
-        let mut puts = 0;
+        let (mut puts, mut hashes) = (0, Vec::with_capacity(transaction.changes.len()));
         for change in &transaction.changes {
             let key = Key::stored(change.key().to_owned());
             let hash = key_hash(&key);
+            hashes.push(hash);
             let current = self.current(&hash)?;
             let versions = current.map_or(0, |c| c.versions) + 1;
             match change {
@@ -136,9 +137,8 @@ impl Draft<'_> {
                 self.system_revision = index;
             }
         }
-        for change in &transaction.changes {
-            let key = Key::stored(change.key().to_owned());
-            self.note_history(&key, &key_hash(&key))?;
+        for hash in &hashes {
+            self.note_history(hash)?;
         }
         Ok(puts)
     }
