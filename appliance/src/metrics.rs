@@ -91,6 +91,18 @@ struct NodeGauges {
     apply: Family<StageLabels, Seconds>,
     rows: Counter,
     raft_log: RaftLogGauges,
+    set_aside: UGauge,
+    archive: ArchiveGauges,
+}
+
+/// What the archive reports.
+#[derive(Default)]
+struct ArchiveGauges {
+    size: UGauge,
+    scrubbed: Counter,
+    damaged: Counter,
+    repaired: Counter,
+    passed: Gauge<f64, AtomicU64>,
 }
 
 /// What the raft log reports.
@@ -104,6 +116,11 @@ struct RaftLogGauges {
     fsync_max: Gauge<f64, AtomicU64>,
 }
 
+#[allow(clippy::cast_precision_loss, reason = "milliseconds since 1970 are far below 2^53")]
+fn seconds_since_1970(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
 impl NodeGauges {
     /// Copies the node's sums; they only grow while the process lives, as counters must.
     fn work(&self, status: &Status) {
@@ -114,12 +131,20 @@ impl NodeGauges {
             ("decode", apply.decode_ns),
             ("transactions", apply.transactions_ns),
             ("state_map", apply.state_map_ns),
+            ("archive", apply.archive_ns),
             ("rows", apply.rows_ns),
         ] {
             seconds(&self.apply.get_or_create(&StageLabels { stage }), Duration::from_nanos(ns));
         }
         set(&self.rows, apply.rows);
         set(&self.checkpoints, status.checkpoint_rounds);
+        self.set_aside.set(status.stores_set_aside.len() as u64);
+        let archive = &status.archive;
+        self.archive.size.set(archive.bytes);
+        set(&self.archive.scrubbed, archive.scrubbed_bytes);
+        set(&self.archive.damaged, archive.damaged_segments);
+        set(&self.archive.repaired, archive.repaired_segments);
+        self.archive.passed.set(seconds_since_1970(archive.scrub_passed_ms));
         set(&self.raft_log.frames, log.frames);
         set(&self.raft_log.bytes, log.bytes);
         self.raft_log.size.set(log.segment_bytes);
@@ -189,8 +214,20 @@ impl Metrics {
         r.register_with_unit("samovar_store_free", "Free space for the data directory", bytes(), n.free.clone());
         r.register_with_unit("samovar_store_reserve", "Free space kept in reserve", bytes(), n.reserve.clone());
         r.register_with_unit("samovar_store_size", "Space the store takes on disk", bytes(), n.store.clone());
-        let all = "Space that store, salts, state map and raft log take on disk";
+        let all = "Space that store, archive, salts, state map and raft log take on disk";
         r.register_with_unit("samovar_data", all, bytes(), n.data.clone());
+        r.register(
+            "samovar_store_set_aside",
+            "Damaged stores that were set aside and not removed",
+            n.set_aside.clone(),
+        );
+        let a = &n.archive;
+        r.register_with_unit("samovar_archive_size", "Space the archive takes on disk", bytes(), a.size.clone());
+        r.register("samovar_archive_scrubbed_bytes", "Bytes of the archive read again", a.scrubbed.clone());
+        r.register("samovar_archive_damaged_segments", "Damaged segments of the archive found", a.damaged.clone());
+        r.register("samovar_archive_repaired_segments", "Segments made again from the store", a.repaired.clone());
+        let passed = "When the archive was last read again as a whole, since 1970; 0: not since the start";
+        r.register_with_unit("samovar_archive_scrub_passed", passed, Unit::Seconds, a.passed.clone());
     }
 
     /// What a write costs: sums since start.
@@ -213,8 +250,7 @@ impl Metrics {
         let n = &self.node;
         n.height.set(status.head.height);
         n.size.set(status.head.size);
-        #[allow(clippy::cast_precision_loss, reason = "milliseconds since 1970 are far below 2^53")]
-        n.block_time.set(status.head.time_ms as f64 / 1000.0);
+        n.block_time.set(seconds_since_1970(status.head.time_ms));
         n.checkpoint_size.set(status.checkpoint_size);
         n.keys.set(status.keys);
         n.term.set(status.term);

@@ -20,14 +20,21 @@ use crate::error::Error;
 mod file;
 mod frame;
 mod reader;
+mod scrub;
 
 pub(crate) use frame::{Frame, Mark};
 pub(crate) use reader::Reader;
+pub(crate) use scrub::{Check, Progress};
 
 use file::{Step, Writer};
 
 /// A segment that has grown so far is followed by the next one, in bytes.
-const SEGMENT_BYTES: u64 = 64 << 20;
+const SEGMENT_BYTES: u64 = if cfg!(test) {
+    // So that a simulated life passes several.
+    128 << 10
+} else {
+    64 << 20
+};
 
 /// The open archive.
 pub(crate) struct Archive {
@@ -35,9 +42,10 @@ pub(crate) struct Archive {
     tail: Mutex<Tail>,
     /// One more than the raft index up to which the store is durable; 0: nothing is.
     store_durable: AtomicU64,
+    /// What the scrub did.
+    pub(crate) scrubbed: scrub::Counters,
     /// What was found damaged at opening and could not be passed over.
     damage: Mutex<Option<String>>,
-    segment_bytes: u64,
 }
 
 /// Where the segments lie.
@@ -121,10 +129,6 @@ impl Archive {
     /// # Errors
     /// [`Error::Io`]. What is damaged is left out.
     pub(crate) fn open(disk: &Arc<dyn Disk>, data: &Path) -> Result<Self, Error> {
-        Self::open_sized(disk, data, SEGMENT_BYTES)
-    }
-
-    pub(crate) fn open_sized(disk: &Arc<dyn Disk>, data: &Path, segment_bytes: u64) -> Result<Self, Error> {
         let location = Location { disk: Arc::clone(disk), directory: data.join("archive") };
         let made = disk.create_directory(&location.directory).and_then(|()| disk.sync_directory(data));
         made.map_err(|e| Error::io(format!("making {}", location.directory.display()), &e))?;
@@ -134,8 +138,11 @@ impl Archive {
         while let Some(number) = numbers.pop() {
             let before = numbers.last().map(|number| examine(&location, *number)).transpose()?;
             store_durable = found.as_ref().map_or(0, |f| f.store_durable).max(store_durable);
-            // A crash may keep a segment and lose the end of the one before it.
-            let follows = |f: &Found| before.as_ref().is_none_or(|b| b.as_ref().is_some_and(|b| b.end.meets(&f.base)));
+            // A crash may keep a segment and lose the one before it, or its end.
+            let follows = |f: &Found| match &before {
+                Some(before) => before.as_ref().is_some_and(|before| before.end.meets(&f.base)),
+                None => f.base == Mark::default(),
+            };
             if found.as_ref().is_some_and(follows) {
                 newest = found.map(|found| (number, found));
                 break;
@@ -154,7 +161,8 @@ impl Archive {
         };
         let tail = Tail { closed, newest, end, base, unsynced: None, dirty: false, unnamed: false };
         let (store_durable, damage) = (AtomicU64::new(store_durable), Mutex::new(None));
-        Ok(Self { location, tail: Mutex::new(tail), store_durable, damage, segment_bytes })
+        let scrubbed = scrub::Counters::default();
+        Ok(Self { location, tail: Mutex::new(tail), store_durable, scrubbed, damage })
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {
@@ -195,7 +203,7 @@ impl Archive {
     fn writer<'t>(&self, tail: &'t mut Tail, durable: u64) -> Result<&'t mut Writer, Error> {
         self.cut(tail)?;
         let number = match &tail.newest {
-            Newest::Open { writer, .. } if writer.offset < self.segment_bytes => None,
+            Newest::Open { writer, .. } if writer.offset < SEGMENT_BYTES => None,
             Newest::Open { number, .. } => Some(number + 1),
             _ => Some(tail.closed.last_key_value().map_or(1, |(number, _)| number + 1)),
         };
@@ -223,10 +231,11 @@ impl Archive {
         Ok(())
     }
 
-    /// Begins a segment. The one that ends is made durable later, together with others of a burst never more than one.
+    /// Begins a segment. The one that ends is made durable later, but before another one begins: opening looks at two.
     fn next_segment(&self, tail: &mut Tail, number: u64, durable: u64) -> Result<(), Error> {
         if let Some((file, path)) = tail.unsynced.take() {
             file::sync(file.as_ref(), &path)?;
+            self.location.sync_names()?;
         }
         let path = self.location.path(number);
         let mut writer = Writer::create(self.location.disk.as_ref(), path, number)?;
@@ -356,3 +365,6 @@ fn look_at(location: &Location, number: u64) -> Result<Closed, Error> {
     };
     Ok(Closed { base, bytes })
 }
+
+#[cfg(test)]
+mod tests;

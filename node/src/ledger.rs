@@ -147,8 +147,10 @@ pub(crate) struct Ledger {
     pub stages: Stages,
     /// Set by apply when a value was erased: the raft log still has it.
     pub erased: AtomicBool,
-    /// The store that was set aside last, and why; kept for the operator.
+    /// Whether the store proved damaged.
     pub suspicion: Suspicion,
+    /// Names of stores that were set aside and are still there.
+    pub set_aside: Vec<String>,
     chain: RwLock<Chain>,
     head: watch::Sender<Head>,
     /// Readers that wait until a raft index is applied, in order of arrival.

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -22,17 +21,12 @@ use crate::view::{
     ApplyStages, BlockRow, Consistency, Found, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status,
 };
 
-/// How often free space is looked at, and whether anything must be made durable.
-const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
-/// What has been applied is made durable in the store after this long, so that the raft log can be released.
-const SYNC_INTERVAL: Duration = Duration::from_secs(5);
-/// … or once so many keys wait in memory.
-const SYNC_WAITING_KEYS: usize = 16_384;
+mod tasks;
+
+use tasks::{let_go, open_ledger, until};
 
 /// Who holds the ledger of a node that does nothing: the node, its consensus, its notary.
 const LEDGER_OWNERS: usize = 3;
-/// How often a stop looks, a millisecond apart, whether all others have let go.
-const STOP_LOOKS: usize = 2_000;
 
 /// What a node needs to start.
 #[derive(Debug, Clone)]
@@ -344,6 +338,7 @@ impl Node {
         let stages = &inner.ledger.stages;
         let map = inner.ledger.map.sizes().unwrap_or_default();
         let store_bytes = inner.ledger.rows.disk_bytes();
+        let archive = inner.ledger.archive.status();
         Status {
             node: inner.identity.node,
             name: inner.identity.name.clone(),
@@ -357,7 +352,13 @@ impl Node {
             free_bytes: inner.free_bytes.load(Relaxed),
             reserve_bytes: inner.config.reserve_bytes,
             store_bytes,
-            data_bytes: store_bytes + map.file_bytes + chain.head.slots * 32 + consensus.log.segment_bytes,
+            data_bytes: store_bytes
+                + archive.bytes
+                + map.file_bytes
+                + chain.head.slots * 32
+                + consensus.log.segment_bytes,
+            stores_set_aside: inner.ledger.set_aside.clone(),
+            archive,
             raft_log: consensus.log,
             apply: ApplyStages {
                 entries: stages.entries.load(Relaxed),
@@ -365,6 +366,7 @@ impl Node {
                 decode_ns: stages.decode.load(Relaxed),
                 transactions_ns: stages.transactions.load(Relaxed),
                 state_map_ns: stages.map.load(Relaxed),
+                archive_ns: stages.archive.load(Relaxed),
                 rows_ns: stages.rows.load(Relaxed),
             },
         }
@@ -393,8 +395,9 @@ impl Inner {
             rt::spawn(self.consensus.batcher(writes, stopping.clone())),
             rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
             rt::spawn(until(stopping.clone(), Arc::clone(&self.notary).run())),
-            rt::spawn(until(stopping.clone(), watch_core(Arc::clone(self)))),
-            rt::spawn(until(stopping, maintain(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
+            rt::spawn(until(stopping, tasks::scrub(Arc::clone(self)))),
         ];
         *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
     }
@@ -428,85 +431,6 @@ impl Inner {
         self.ledger.suspicion.note_if_damaged(&error);
         tracing::error!(%error, "the node has failed and must be started again");
         self.failed.send_replace(Some(error));
-    }
-}
-
-/// Opens ledger and raft log. A store that proves damaged only when the raft log is applied to it is given up then, once.
-async fn open_ledger(
-    disk: &Arc<dyn Disk>,
-    config: &Config,
-    identity: &Identity,
-    shelf: Shelf,
-) -> Result<(Arc<Ledger>, Consensus), Error> {
-    let shelf = Arc::new(shelf);
-    let mut again = true;
-    loop {
-        let (opening, directory, shelf) = (Arc::clone(disk), config.data.clone(), Arc::clone(&shelf));
-        let opened = rt::blocking(move || Ledger::open(&opening, &directory, &shelf)).await;
-        let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
-        let log = config.data.join("raft");
-        match Consensus::start(disk, &log, identity.node, Arc::clone(&ledger), identity.begun).await {
-            Err(error @ Error::DamagedStore(_)) if again => {
-                ledger.suspicion.note_if_damaged(&error);
-                let_go(&ledger, 1).await;
-                again = false;
-            }
-            started => return Ok((ledger, started?)),
-        }
-    }
-}
-
-/// Waits until openraft's tasks, which end some time after its shutdown, have let go of the ledger: whoever opens the data
-/// directory next must find it free.
-async fn let_go(ledger: &Arc<Ledger>, owners: usize) {
-    for _ in 0..STOP_LOOKS {
-        if Arc::strong_count(ledger) <= owners {
-            return;
-        }
-        rt::sleep(Duration::from_millis(1)).await;
-    }
-    tracing::warn!("a task still holds the ledger after the stop");
-}
-
-/// Runs a task until the node stops.
-async fn until(mut stopping: watch::Receiver<bool>, task: impl Future<Output = ()>) {
-    tokio::select! {
-        biased;
-        _ = stopping.wait_for(|stopping| *stopping) => {}
-        () = task => {}
-    }
-}
-
-/// Says so when the Raft core ends by itself.
-async fn watch_core(node: Arc<Inner>) {
-    let error = node.consensus.core_ended().await;
-    node.fail(error);
-}
-
-/// Looks after free space and durability.
-async fn maintain(node: Arc<Inner>) {
-    let mut synced_size = 0;
-    let mut next_sync = rt::instant() + SYNC_INTERVAL;
-    loop {
-        rt::sleep(MAINTENANCE_INTERVAL).await;
-        node.look_at_space();
-        let (size, waiting) = {
-            let chain = node.ledger.chain();
-            (chain.head.size, chain.names.waiting())
-        };
-        // An erase: purge the raft log, which still has the value, and close its segment at once.
-        let erased = node.ledger.erased.swap(false, Relaxed);
-        let due = rt::instant() >= next_sync && size != synced_size;
-        let full = waiting >= SYNC_WAITING_KEYS || node.ledger.map.wants_flush().unwrap_or(true);
-        if !(erased || due || full) {
-            continue;
-        }
-        if let Err(error) = node.make_durable(false, erased).await {
-            node.fail(error);
-            return;
-        }
-        synced_size = size;
-        next_sync = rt::instant() + SYNC_INTERVAL;
     }
 }
 

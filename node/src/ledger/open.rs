@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::replay::{rebuild_tree, replay};
 use super::{Chain, HeadRow, Ledger, MapSync, Stages};
-use crate::archive::{Archive, Mark};
+use crate::archive::{Archive, Check, Frame, Mark};
 use crate::disk::Disk;
 use crate::durable;
 use crate::error::Error;
@@ -136,6 +136,7 @@ impl Ledger {
             stages: Stages::default(),
             erased: AtomicBool::new(false),
             suspicion: Suspicion::new(disk, data),
+            set_aside: names_set_aside(disk.as_ref(), data)?,
             head: watch::Sender::new(chain.head.view()),
             chain: RwLock::new(chain),
             waiters: Mutex::new(Vec::new()),
@@ -161,6 +162,21 @@ impl Ledger {
             restate(&self.rows, archive, store, Some(place), &mut |frame| self.archive.append(&frame))?;
         }
         Ok(())
+    }
+
+    /// Makes a damaged segment of the archive again from the store; returns how far the ledger is after it.
+    ///
+    /// # Errors
+    /// [`Error::DamagedStore`] when the store is damaged there, too; [`Error::Io`].
+    pub(crate) fn mend(&self, check: &Check) -> Result<Mark, Error> {
+        // While the chain is held, nothing is appended.
+        let chain = self.chain();
+        let HeadRow { raft_index, outcomes, .. } = chain.head;
+        let place = Some(chain.head.raft.clone());
+        let end = Frame { raft_index, place, outcomes_kept: outcomes, ..Frame::default() };
+        self.archive.seal(check, &end)?;
+        drop(chain);
+        self.archive.mend(check, |from, to, emit| restate(&self.rows, from, to, None, emit))
     }
 
     /// Puts back what the archive holds beyond the store.
@@ -200,6 +216,11 @@ impl Ledger {
                 .into(),
         ))
     }
+}
+
+fn names_set_aside(disk: &dyn Disk, data: &Path) -> Result<Vec<String>, Error> {
+    let names = disk.list(data).map_err(|e| Error::io(format!("listing {}", data.display()), &e))?;
+    Ok(names.into_iter().filter(|name| name.starts_with("store.damaged-")).collect())
 }
 
 fn set_aside(shelf: &Shelf, what: &str) -> Result<(), Error> {
