@@ -29,6 +29,7 @@ mod raft;
 mod read;
 mod salts;
 mod segment;
+mod snapshot;
 mod store;
 mod wal;
 

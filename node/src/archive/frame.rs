@@ -78,7 +78,7 @@ impl Mark {
         self.raft_index > frame.raft_index || self.raft_index == frame.raft_index && (self.whole || has_lines)
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.push(MARK);
         out.extend_from_slice(&self.raft_index.to_le_bytes());
         out.push(u8::from(self.whole));
@@ -88,7 +88,7 @@ impl Mark {
     }
 
     /// `None`: these are not the bytes of a mark.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut at = Cursor(bytes);
         let [MARK] = at.array()? else { return None };
         let raft_index = at.u64()?;
