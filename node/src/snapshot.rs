@@ -37,7 +37,7 @@ pub(crate) struct Sender {
     raft_index: u64,
     /// How far the receiver is with what it was sent.
     at: Mark,
-    reader: Option<Reader>,
+    reader: Option<Box<Reader>>,
 }
 
 impl Sender {
@@ -58,7 +58,7 @@ impl Sender {
     /// [`Error::Corrupt`] when archive or salt file are damaged; [`Error::Io`].
     pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
         let (ledger, raft_index, mut at) = (Arc::clone(&self.ledger), self.raft_index, self.at);
-        let mut reader = self.reader.take().unwrap_or_else(|| ledger.archive.read_from(&at));
+        let mut reader = self.reader.take().unwrap_or_else(|| Box::new(ledger.archive.read_from(&at)));
         let read = rt::blocking(move || {
             let mut chunk = Vec::new();
             while chunk.len() < CHUNK_BYTES {

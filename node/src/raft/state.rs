@@ -69,16 +69,14 @@ impl Durable {
         Ok(applied)
     }
 
-    fn snapshot(&self) -> Option<Snapshot<TypeConfig>> {
-        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let last = place.applied?;
-        let meta = SnapshotMeta {
-            last_log_id: Some(last),
-            last_membership: place.membership,
-            snapshot_id: format!("{}-{}", last.leader_id.term, last.index),
-        };
-        let stream = SnapshotStream::Sending(Sender::new(Arc::clone(&self.ledger), last.index));
-        Some(Snapshot { meta, snapshot: Box::new(stream) })
+    /// A snapshot as of there; of nothing, when nothing is durable yet.
+    fn snapshot(&self) -> Snapshot<TypeConfig> {
+        let Place { applied, membership, .. } = self.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (term, index) = applied.map_or((0, 0), |id| (id.leader_id.term, id.index));
+        let meta =
+            SnapshotMeta { last_log_id: applied, last_membership: membership, snapshot_id: format!("{term}-{index}") };
+        let stream = SnapshotStream::Sending(Sender::new(Arc::clone(&self.ledger), index));
+        Snapshot { meta, snapshot: Box::new(stream) }
     }
 }
 
@@ -199,14 +197,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, Failure> {
-        Ok(self.durable.snapshot())
+        Ok(Some(self.durable.snapshot()).filter(|snapshot| snapshot.meta.last_log_id.is_some()))
     }
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Durable {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, Failure> {
-        self.snapshot().ok_or_else(|| {
-            StorageIOError::read_snapshot(None, &Error::Unavailable("nothing is durable yet".into())).into()
-        })
+        Ok(self.snapshot())
     }
 }

@@ -43,7 +43,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     {
         let entries: Vec<_> = entries.into_iter().collect();
         let applied = self.inner.apply(entries).await?;
-        if let Some(id) = self.durable.advance(&self.ledger.sync(false).unwrap()).unwrap() {
+        let head = self.ledger.sync(false).unwrap();
+        if let Some(id) = self.durable.advance(&head).unwrap() {
             self.log.release(id, false).await.unwrap();
         }
         Ok(applied)
