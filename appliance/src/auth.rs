@@ -37,7 +37,7 @@ pub(crate) use principal::{Principal, Way};
 pub(crate) use rights::{Grant, ROLES, Right, Role};
 pub(crate) use rows::{
     API_KEYS, Access, ApiKey, CERTIFICATES, Certificate, Holder, Issued, OWNED_MAX, PASSWORDS, PREFIXES_MAX, Password,
-    USER_BYTES_MAX, USERS, User, is_user_name,
+    USER_BYTES_MAX, USERS, User, hex, is_user_name,
 };
 pub(crate) use session::{Claims, LIFE_MS_MAX};
 pub(crate) use signing::Old;
@@ -45,7 +45,7 @@ pub(crate) use table::{Stored, commit};
 
 use credential::Credential;
 use failures::Failures;
-use rows::{SESSION_KEYS, fresh_id, hex, same, sha256, unhex};
+use rows::{SESSION_KEYS, fresh_id, same, sha256, unhex};
 use session::Token;
 use signing::Signing;
 

@@ -27,7 +27,9 @@ mod local;
 mod node_thread;
 mod notify;
 
+pub(crate) use directory::ADMIN_TOKEN_FILE;
 pub(crate) use init::{dev, init};
+pub(crate) use local::SOCKET_FILE;
 
 use directory::DataDirectory;
 use node_thread::NodeThread;

@@ -174,7 +174,7 @@ mod tests {
             }
         }
         assert_eq!(refused, 5, "all that found no place are refused");
-        assert_eq!(runs.get() as usize, RUNS_AT_ONCE + WAITING_MAX, "and run nothing");
+        assert_eq!(runs.get(), (RUNS_AT_ONCE + WAITING_MAX) as u64, "and run nothing");
     }
 
     #[test]
