@@ -93,7 +93,7 @@ sections! {
     }
     /// Users and their sessions.
     auth: AuthSection {
-        /// How long a session lasts after a login: one minute to 24 hours.
+        /// How long a session lasts after a login: one second to 24 hours.
         session_life: Span = Span::seconds(3600),
     }
     /// Bounds of the HTTPS listener. What happens at each of them stands in docs/reference/api.md.
@@ -275,8 +275,8 @@ impl ConfigFile {
         }
         let life = self.auth.session_life;
         let session_life_ms = u64::try_from(life.0.as_millis()).unwrap_or(u64::MAX);
-        if !(60_000..=LIFE_MS_MAX).contains(&session_life_ms) {
-            return Err(format!("auth.session_life is {life}, it must lie between 1m and 24h"));
+        if !(1000..=LIFE_MS_MAX).contains(&session_life_ms) {
+            return Err(format!("auth.session_life is {life}, it must lie between 1s and 24h"));
         }
         Ok(Config {
             data: self.node.data,
