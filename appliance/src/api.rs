@@ -17,6 +17,7 @@ use crate::auth::{Auth, Principal, Right};
 use crate::config::Network;
 use crate::http::{Answer, Asked, Handler, Payload, Peer, RequestBody};
 use crate::metrics::Metrics;
+use crate::quota::{Class, Limiter, Told};
 use crate::tls::ClientKeys;
 
 mod access;
@@ -57,6 +58,8 @@ pub(crate) struct Route {
     pub(crate) pattern: &'static str,
     /// What it needs.
     pub(crate) right: Right,
+    /// Which limits it counts against.
+    pub(crate) class: Class,
     /// One line for the documentation.
     pub(crate) summary: &'static str,
     /// Query parameters that it takes; others are refused.
@@ -104,6 +107,8 @@ pub(crate) struct App {
     pub(crate) public: bool,
     /// Networks that may read metrics.
     pub(crate) metrics_allow: Vec<Network>,
+    /// How many requests are taken.
+    limiter: Limiter,
     /// Most watches.
     pub(crate) watches_max: usize,
     /// How long a session lasts, in milliseconds.
@@ -131,6 +136,7 @@ impl App {
             metrics,
             public: config.public,
             metrics_allow: config.metrics_allow.clone(),
+            limiter: Limiter::new(config.quotas.clone()),
             watches_max: config.limits.watches_max,
             session_life_ms: config.session_life_ms,
             stop,
@@ -169,10 +175,15 @@ async fn dispatch(app: Arc<App>, asked: Asked) -> Answer {
         Ok(found) => found,
         Err(problem) => return Answer::refused(problem, &id),
     };
-    let mut actor = None;
+    let (mut actor, mut told) = (None, app.limiter.network(route.class, &peer));
     let handled = async {
+        told.as_ref().map_or(Ok(()), Told::check)?;
         let principal = admit(&app, route.right, &head, &peer).await?;
         actor = Some(principal.id.clone());
+        let own = app.limiter.principal(route.class, &principal, &peer);
+        let checked = own.as_ref().map_or(Ok(()), Told::check);
+        told = Told::nearer(told.take(), own);
+        checked?;
         let query = Values::parse(head.uri.query(), route.query)?;
         if route.body.is_none() {
             body.refuse()?;
@@ -180,7 +191,10 @@ async fn dispatch(app: Arc<App>, asked: Asked) -> Answer {
         (route.handler)(Call { app: app.clone(), principal, head, body: Some(body), peer, query, captured }).await
     }
     .await;
-    let response = handled.unwrap_or_else(|problem| problem.into_response(id.as_str()));
+    let mut response = handled.unwrap_or_else(|problem| problem.into_response(id.as_str()));
+    if let Some(told) = told {
+        told.dress(&mut response);
+    }
     Answer { response, route: route.pattern, actor }
 }
 
