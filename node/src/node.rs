@@ -16,7 +16,7 @@ use crate::identity::{Identity, Keys};
 use crate::ledger::Ledger;
 use crate::raft::{Consensus, Job, ReadJob};
 use crate::rt;
-use crate::store::{Rows, SledRows};
+use crate::store::{Engine, Rows, SledRows};
 use crate::tiles::TILE_WIDTH;
 use crate::view::{
     ApplyStages, BlockRow, Consistency, Found, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status,
@@ -101,8 +101,8 @@ impl Node {
     /// [`Error::Corrupt`] names what is damaged and what to do; nothing is changed then.
     pub async fn start(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
         let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
-        let rows = Rows::Sled(Arc::new(SledRows::open(&config.data.join("store"), config.cache_bytes)?));
-        Self::start_on(disk, config, identity, keys, rows).await
+        let engine = Engine::Sled(Arc::new(SledRows::open(&config.data.join("store"), config.cache_bytes)?));
+        Self::start_on(disk, config, identity, keys, Rows::over(engine)).await
     }
 
     /// [`Node::start`] over any rows.
