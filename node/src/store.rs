@@ -46,7 +46,7 @@ pub(crate) enum Tree {
     Blocks,
     /// Key names in order ([`names`]).
     Names,
-    /// Every 64th revision of a key with the 63 before it.
+    /// Every 64th revision of a key.
     History,
     /// Outcomes of requests with an `Idempotency-Key` ([`outcomes`]).
     Outcomes,
