@@ -1,6 +1,6 @@
 //! [`Node`]: the only door to the ledger. Opens, starts and stops its parts, and keeps what has been written durable.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -93,6 +93,14 @@ impl Node {
         Identity::create(disk.as_ref(), data, name, origin)?;
         let (identity, keys) = Identity::load(disk.as_ref(), data)?;
         Ok(identity.log_info(&keys))
+    }
+
+    /// Name of the node whose data directory this is.
+    ///
+    /// # Errors
+    /// As [`Node::start`], when `node.json` or a key beside it is damaged or missing.
+    pub fn name_of(disk: &Arc<dyn Disk>, data: &Path) -> Result<String, Error> {
+        Identity::load(disk.as_ref(), data).map(|(identity, _)| identity.name)
     }
 
     /// Opens the data directory, replays, and serves. Must be called on the runtime that is to run the node's tasks.
