@@ -10,6 +10,7 @@ mod durability;
 mod erase;
 mod full_disk;
 mod limits;
+mod proofs;
 mod quotas;
 mod raw;
 mod walk;

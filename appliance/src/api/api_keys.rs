@@ -20,7 +20,7 @@ struct NewApiKey {
     grants: Vec<Grant>,
     #[serde(default)]
     user: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::transactions::whole_or_null")]
     expires_ms: Option<u64>,
 }
 
