@@ -17,6 +17,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use samovar_node::rt;
 use time::{Duration, OffsetDateTime};
 
+mod validity;
+
 use crate::durable::{Mode, sync_directory, write_new};
 
 /// CA certificate, for clients, in the data directory.
@@ -176,6 +178,20 @@ pub(crate) fn load(data: &Path) -> Result<Arc<rustls::ServerConfig>> {
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = rustls::crypto::ring::Ticketer::new().context("making session ticket keys")?;
     Ok(Arc::new(config))
+}
+
+/// The certificates in use and when each ends, seconds since 1970: `node`, as it is served, and `ca`.
+pub(crate) fn expiries(data: &Path) -> Result<[(&'static str, u64); 2]> {
+    let not_after = |path: std::path::PathBuf| {
+        let certificate = CertificateDer::from_pem_file(&path)
+            .with_context(|| format!("{} holds no certificate in PEM: restore it from a backup", path.display()))?;
+        validity::not_after_s(&certificate)
+            .with_context(|| format!("the certificate in {} does not say until when it holds", path.display()))
+    };
+    Ok([
+        ("node", not_after(data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE))?),
+        ("ca", not_after(data.join(CA_FILE))?),
+    ])
 }
 
 #[cfg(test)]
