@@ -31,7 +31,8 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 
 /// Bounds of the classes of request times, in seconds: finest where a durable write lies, and with the 0.5 and 1 s that
 /// the alerts ask for among them.
-const DURATION_BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+const DURATION_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 
 type UGauge = Gauge<u64, AtomicU64>;
 
@@ -143,12 +144,7 @@ impl Metrics {
         r.register("samovar_connections_cut", "Connections cut, by the deadline that passed", self.cut.clone());
         r.register("samovar_tls_handshakes", "TLS handshakes, by result", self.handshakes.clone());
         let help = "End of a certificate's validity, since 1970";
-        r.register_with_unit(
-            "samovar_certificate_expiry_timestamp",
-            help,
-            Unit::Seconds,
-            self.certificates.clone(),
-        );
+        r.register_with_unit("samovar_certificate_expiry_timestamp", help, Unit::Seconds, self.certificates.clone());
         r.register("samovar_watches", "Open watches", self.watches.clone());
     }
 
@@ -232,64 +228,4 @@ impl Metrics {
 }
 
 #[cfg(test)]
-mod tests {
-    use samovar_node::view::{ApplyStages, FSYNC_BOUNDS, RaftLogStatus};
-
-    use super::*;
-
-    fn exposition_after_work() -> String {
-        let metrics = Metrics::new(false, Path::new("/"));
-        metrics.request("GET", "/v1/keys/{key}", StatusCode::OK, Duration::from_millis(3));
-        metrics.handshake("done");
-        metrics.certificate("node", 1_900_000_000);
-        metrics.transaction(&Err(Error::Overloaded));
-        let apply = ApplyStages { state_map_ns: 250_000_000, ..ApplyStages::default() };
-        let mut fsyncs_by_time = [0; FSYNC_BOUNDS.len() + 1];
-        (fsyncs_by_time[2], fsyncs_by_time[12]) = (5, 2);
-        let raft_log =
-            RaftLogStatus { fsyncs_by_time, fsync_time: Duration::from_millis(1500), ..RaftLogStatus::default() };
-        let status = Status { role: "leader", leader: Some(1), apply, raft_log, ..Status::default() };
-        metrics.exposition(&status).expect("encodes")
-    }
-
-    #[test]
-    fn names_follow_prometheus() {
-        let text = exposition_after_work();
-        for want in [
-            "http_requests_total{method=\"GET\",route=\"/v1/keys/{key}\",status=\"200\"} 1\n",
-            "http_request_duration_seconds_bucket{le=\"0.0025\",method=\"GET\",route=\"/v1/keys/{key}\"} 0\n",
-            "http_request_duration_seconds_bucket{le=\"0.005\",method=\"GET\",route=\"/v1/keys/{key}\"} 1\n",
-            "samovar_tls_handshakes_total{result=\"done\"} 1\n",
-            "samovar_tls_handshakes_total{result=\"timeout\"} 0\n",
-            "samovar_transactions_total{result=\"failed\"} 1\n",
-            "samovar_certificate_expiry_timestamp_seconds{certificate=\"node\"} 1900000000\n",
-            "samovar_raft_role{role=\"leader\"} 1\n",
-            "samovar_raft_role{role=\"follower\"} 0\n",
-            "samovar_raft_leader_known 1\n",
-            "samovar_store_free_bytes 0\n",
-            "samovar_apply_seconds_total{stage=\"state_map\"} 0.25\n",
-            "samovar_raft_log_fsync_duration_seconds_bucket{le=\"0.0005\"} 0\n",
-            "samovar_raft_log_fsync_duration_seconds_bucket{le=\"0.001\"} 5\n",
-            "samovar_raft_log_fsync_duration_seconds_bucket{le=\"5.0\"} 5\n",
-            "samovar_raft_log_fsync_duration_seconds_bucket{le=\"+Inf\"} 7\n",
-            "samovar_raft_log_fsync_duration_seconds_sum 1.5\n",
-            "samovar_raft_log_fsync_duration_seconds_count 7\n",
-            "samovar_journal_lines_total{level=\"error\"} ",
-            "process_open_fds ",
-            "# EOF\n",
-        ] {
-            assert!(text.contains(want), "expected {want:?} in\n{text}");
-        }
-    }
-
-    #[test]
-    fn every_name_is_described_once() {
-        let text = exposition_after_work();
-        let described: Vec<_> = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-        let mut once = described.clone();
-        once.sort_unstable();
-        once.dedup();
-        assert_eq!(once.len(), described.len(), "a name stands twice among {described:?}");
-        assert!(text.lines().filter(|l| *l == "# EOF").count() == 1 && text.ends_with("# EOF\n"), "one end: {text}");
-    }
-}
+mod tests;

@@ -188,10 +188,7 @@ pub(crate) fn expiries(data: &Path) -> Result<[(&'static str, u64); 2]> {
         validity::not_after_s(&certificate)
             .with_context(|| format!("the certificate in {} does not say until when it holds", path.display()))
     };
-    Ok([
-        ("node", not_after(data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE))?),
-        ("ca", not_after(data.join(CA_FILE))?),
-    ])
+    Ok([("node", not_after(data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE))?), ("ca", not_after(data.join(CA_FILE))?)])
 }
 
 #[cfg(test)]

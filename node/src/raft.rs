@@ -234,7 +234,7 @@ impl Consensus {
             fsyncs_by_time: stats.fsyncs_by_time,
             fsync_time: stats.fsync_time,
             fsync_time_max: stats.fsync_time_max,
-            fsync_in_flight: stats.fsync_in_flight,
+            write_in_flight: stats.write_in_flight,
         }
     }
 }

@@ -191,7 +191,7 @@ pub struct LogInfo {
 }
 
 /// Bounds of the classes that fsyncs of the raft log are counted in: a good disk takes less than one millisecond, an
-/// election waits 400 ms, and [`RaftLogStatus::fsync_in_flight`] says when one does not end.
+/// election waits 400 ms, and [`RaftLogStatus::write_in_flight`] says when one does not end.
 pub const FSYNC_BOUNDS: [Duration; 12] = [
     Duration::from_micros(250),
     Duration::from_micros(500),
@@ -269,8 +269,8 @@ pub struct RaftLogStatus {
     pub fsync_time: Duration,
     /// The longest one.
     pub fsync_time_max: Duration,
-    /// Age of the one now under way.
-    pub fsync_in_flight: Option<Duration>,
+    /// Age of the write now under way, with its fsync.
+    pub write_in_flight: Option<Duration>,
 }
 
 /// CPU time of apply by stage, nanoseconds, and what it wrote; sums since start.

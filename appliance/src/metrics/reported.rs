@@ -93,9 +93,9 @@ impl Reported {
         let buckets: Vec<_> = buckets.zip(log.fsyncs_by_time).collect();
         let help = "How long fdatasync of the raft log took";
         page.histogram("samovar_raft_log_fsync_duration_seconds", help, log.fsync_time, &buckets)?;
-        let help = "Age of the fdatasync under way, 0 if there is none";
-        let age = log.fsync_in_flight.unwrap_or_default().as_secs_f64();
-        page.gauge("samovar_raft_log_fsync_in_flight_seconds", help, age)
+        let help = "Age of the write to disk under way with its fdatasync, 0 if there is none";
+        let age = log.write_in_flight.unwrap_or_default().as_secs_f64();
+        page.gauge("samovar_raft_log_write_in_flight_seconds", help, age)
     }
 
     fn store(&self, page: &mut Page) -> Result {

@@ -22,8 +22,9 @@ pub(crate) struct Stats {
     pub(crate) fsync_time: Duration,
     /// Time that the longest one took.
     pub(crate) fsync_time_max: Duration,
-    /// Age of the fsync in flight, for a watchdog.
-    pub(crate) fsync_in_flight: Option<Duration>,
+    /// Age of the round under way (write, fsync, spare segment), for a watchdog: a disk that stands still may hold any of
+    /// the three.
+    pub(crate) write_in_flight: Option<Duration>,
     /// Segment files, spare ones too.
     pub(crate) segments: u64,
     /// Bytes of payloads in memory.
@@ -38,11 +39,26 @@ pub(super) struct Counters {
     fsyncs_by_time: [AtomicU64; FSYNC_BOUNDS.len() + 1],
     fsync_ns: AtomicU64,
     fsync_ns_max: AtomicU64,
-    in_flight_since: Mutex<Option<tokio::time::Instant>>,
+    round_since: Mutex<Option<tokio::time::Instant>>,
     pub(super) segments: AtomicU64,
 }
 
+/// A round of the flusher; over when dropped.
+pub(super) struct InRound<'a>(&'a Counters);
+
+impl Drop for InRound<'_> {
+    fn drop(&mut self) {
+        *self.0.round_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 impl Counters {
+    /// A round begins that works on the disk.
+    pub(super) fn round(&self) -> InRound<'_> {
+        *self.round_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(rt::instant());
+        InRound(self)
+    }
+
     pub(super) fn wrote(&self, bytes: usize) {
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -50,9 +66,7 @@ impl Counters {
 
     pub(super) fn timed_fsync<T>(&self, fsync: impl FnOnce() -> T) -> T {
         let start = rt::instant();
-        *self.in_flight_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
         let result = fsync();
-        *self.in_flight_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let took = start.elapsed();
         let bucket = FSYNC_BOUNDS.partition_point(|bound| *bound < took);
         self.fsyncs_by_time[bucket].fetch_add(1, Ordering::Relaxed);
@@ -63,7 +77,7 @@ impl Counters {
     }
 
     pub(super) fn stats(&self, cached_bytes: usize) -> Stats {
-        let since = *self.in_flight_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = *self.round_since.lock().unwrap_or_else(PoisonError::into_inner);
         let fsyncs_by_time = self.fsyncs_by_time.each_ref().map(|count| count.load(Ordering::Relaxed));
         Stats {
             frames: self.frames.load(Ordering::Relaxed),
@@ -72,7 +86,7 @@ impl Counters {
             fsyncs_by_time,
             fsync_time: Duration::from_nanos(self.fsync_ns.load(Ordering::Relaxed)),
             fsync_time_max: Duration::from_nanos(self.fsync_ns_max.load(Ordering::Relaxed)),
-            fsync_in_flight: since.map(|since| since.elapsed()),
+            write_in_flight: since.map(|since| since.elapsed()),
             segments: self.segments.load(Ordering::Relaxed),
             cached_bytes: cached_bytes as u64,
         }
