@@ -219,8 +219,9 @@ def check_delivery(site, receiver, victim, failures):
     def down(path):
         return [n for n in receiver.at(path) if "SamovarDown" in json.dumps(n["body"])]
 
-    for path in ("/alerts", "/slack", "/pagerduty"):
-        until(f"the death of a node is told to {path}", 60, lambda: down(path))
+    # 30 s until the alert fires, then at most 15 s of group_interval.
+    for path in ("/pagerduty", "/slack", "/alerts"):
+        until(f"the death of a node is told to {path}", 75, lambda: down(path))
     webhook = down("/alerts")[0]
     if webhook["authorization"] != f"Bearer {WEBHOOK_TOKEN}":
         failures.add(f"the webhook got {webhook['authorization']!r} instead of the token from its file")
