@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use samovar_node::Node;
+use samovar_node::disk::{Disk, OsDisk};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -48,7 +49,7 @@ pub(crate) fn serve(config: Config) -> Result<()> {
 fn run(config: &Config, ready: impl FnOnce(SocketAddr), stop: impl Future<Output = ()>) -> Result<()> {
     let directory = DataDirectory::open(&config.data)?;
     raise_descriptor_limit(config.limits.connections_max)?;
-    let tls = tls::load(directory.path())?;
+    let tls = tls::load_or_renew(directory.path(), || subject(config, directory.path()))?;
     let listener = bind(config.listen)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     notify::send("STATUS=Replaying the write-ahead log");
@@ -119,6 +120,12 @@ fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
         queue_max: config.queue_max,
         cache_bytes: config.cache_bytes,
     }
+}
+
+/// What this machine's certificate is for.
+fn subject(config: &Config, data: &Path) -> Result<tls::Subject> {
+    let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+    Ok(tls::Subject::of(&Node::name_of(&disk, data)?, config.listen.ip()))
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener> {

@@ -21,6 +21,10 @@ mod validity;
 
 use crate::durable::{Mode, sync_directory, write_new};
 
+mod renew;
+
+pub(crate) use renew::load_or_renew;
+
 /// CA certificate, for clients, in the data directory.
 pub(crate) const CA_FILE: &str = "ca.pem";
 /// Directory of the keys, in the data directory.
@@ -28,8 +32,12 @@ const DIRECTORY: &str = "tls";
 const CA_KEY_FILE: &str = "ca.key";
 const NODE_CERTIFICATE_FILE: &str = "node.pem";
 const NODE_KEY_FILE: &str = "node.key";
+/// Before the name of the CA's first machine, in its subject.
+const CA_NAME: &str = "Samovar CA of ";
 /// Ten years.
 const CA_DAYS: i64 = 3653;
+/// What the CA's key is for.
+const CA_KEY_USAGES: [KeyUsagePurpose; 2] = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
 /// Apple's libraries refuse server certificates that live longer than 825 days.
 const NODE_DAYS: i64 = 820;
 /// Clocks of clients may be behind by this much.
@@ -76,6 +84,21 @@ impl Subject {
     }
 }
 
+impl Subject {
+    /// What every CA of ours permits, whatever the machine was called when it was made.
+    fn local(&self) -> Self {
+        let is_local = |name: &str| {
+            LOCAL_DOMAINS
+                .iter()
+                .any(|d| name.strip_suffix(d).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+        };
+        Self {
+            names: self.names.iter().filter(|name| is_local(name)).cloned().collect(),
+            addresses: self.addresses.iter().filter(|address| address.is_loopback()).copied().collect(),
+        }
+    }
+}
+
 fn is_dns_name(text: &str) -> bool {
     let label = |l: &str| {
         (1..=63).contains(&l.len())
@@ -117,10 +140,9 @@ fn now() -> Result<OffsetDateTime> {
 fn ca_params(subject: &Subject) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     let name = subject.names.iter().find(|n| *n != "localhost").map_or("localhost", String::as_str);
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, format!("Samovar CA of {name}"));
+    params.distinguished_name = ca_name(name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.key_usages = CA_KEY_USAGES.to_vec();
     params.not_before = now()? - BACKDATED;
     params.not_after = now()? + Duration::days(CA_DAYS);
     let names = LOCAL_DOMAINS.into_iter().map(str::to_owned).chain(subject.names.iter().cloned());
@@ -131,6 +153,13 @@ fn ca_params(subject: &Subject) -> Result<CertificateParams> {
         .collect();
     params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
     Ok(params)
+}
+
+/// The subject of the CA whose first machine is `name`.
+fn ca_name(name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, format!("{CA_NAME}{name}"));
+    subject
 }
 
 fn full_prefix(address: IpAddr) -> u8 {

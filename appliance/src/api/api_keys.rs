@@ -26,7 +26,7 @@ struct NewApiKey {
     role: Role,
     #[serde(default)]
     prefixes: Vec<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::transactions::whole_or_null")]
     expires_ms: Option<u64>,
 }
 

@@ -147,8 +147,8 @@ fn transaction_fields() -> Vec<Row> {
         r#"[{"erase":{"key":"a"}}]"#,
         r#"[{"erase":{"key":"a","revision":null}}]"#,
         r#"[{"erase":{"key":"a","revision":-1}}]"#,
-        r#"[{"erase":{"key":"a","revision":1.0}}]"#,
-        r#"[{"erase":{"key":"a","revision":1e0}}]"#,
+        r#"[{"erase":{"key":"a","revision":1.5}}]"#,
+        r#"[{"erase":{"key":"a","revision":1e300}}]"#,
         r#"[{"erase":{"key":"a","revision":"1"}}]"#,
         r#"[{"erase":{"key":"a","revision":18446744073709551616}}]"#,
     ];
@@ -223,6 +223,7 @@ fn transaction_limits() -> Vec<Row> {
         one(r#"{"put":{"key":"a","value":1,"type":"a/b\r\nX: y"}}"#).is(415, "unsupported-media-type"),
         one(r#"{"delete":{"key":"absent"}}"#).is(404, "no-such-key"),
         one(r#"{"erase":{"key":"absent","revision":1}}"#).is(404, "no-such-revision"),
+        one(r#"{"erase":{"key":"absent","revision":1.0}}"#).is(404, "no-such-revision"),
         one(r#"{"erase":{"key":"k","revision":18446744073709551615}}"#).is(404, "no-such-revision"),
         transaction(r#"{"require":[{"key":"absent","revision":1}],"operations":[{"put":{"key":"a","value":1}}]}"#).is(412, "precondition-failed"),
         transaction(r#"{"require":[{"key":"k","revision":null}],"operations":[{"put":{"key":"a","value":1}}]}"#).is(412, "precondition-failed"),
