@@ -78,7 +78,7 @@ async fn listen(
 ) -> Result<()> {
     let (stopping, stop_seen) = watch::channel(false);
     let metrics = Arc::new(Metrics::new(config.access, &config.data));
-    for (certificate, not_after_s) in tls::expiries(&config.data)? {
+    for (certificate, not_after_s) in tls::expiries(&config.data) {
         metrics.certificate(certificate, not_after_s);
     }
     let app = App::new(node, config, metrics.clone(), stop_seen.clone());

@@ -17,11 +17,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use samovar_node::rt;
 use time::{Duration, OffsetDateTime};
 
-mod validity;
-
 use crate::durable::{Mode, sync_directory, write_new};
 
 mod renew;
+mod validity;
 
 pub(crate) use renew::load_or_renew;
 
@@ -209,15 +208,17 @@ pub(crate) fn load(data: &Path) -> Result<Arc<rustls::ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// The certificates in use and when each ends, seconds since 1970: `node`, as it is served, and `ca`.
-pub(crate) fn expiries(data: &Path) -> Result<[(&'static str, u64); 2]> {
-    let not_after = |path: std::path::PathBuf| {
-        let certificate = CertificateDer::from_pem_file(&path)
-            .with_context(|| format!("{} holds no certificate in PEM: restore it from a backup", path.display()))?;
-        validity::not_after_s(&certificate)
-            .with_context(|| format!("the certificate in {} does not say until when it holds", path.display()))
-    };
-    Ok([("node", not_after(data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE))?), ("ca", not_after(data.join(CA_FILE))?)])
+/// The certificates in use and when each ends, seconds since 1970: `node`, as it is served, and `ca`. One that does not
+/// say so is left out: what serves goes on serving.
+pub(crate) fn expiries(data: &Path) -> impl Iterator<Item = (&'static str, u64)> {
+    let files = [("node", data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE)), ("ca", data.join(CA_FILE))];
+    files.into_iter().filter_map(|(certificate, path)| {
+        let not_after_s = CertificateDer::from_pem_file(&path).ok().and_then(|der| validity::not_after_s(&der));
+        if not_after_s.is_none() {
+            tracing::warn!("tls: {} does not say until when it holds", path.display());
+        }
+        Some((certificate, not_after_s?))
+    })
 }
 
 #[cfg(test)]

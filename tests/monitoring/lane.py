@@ -47,8 +47,8 @@ PROVOKED = {
     "SamovarDiskLow": "the file system is filled",
     "SamovarDiskFilling": "the file system is filled",
     "SamovarConnectionsNearLimit": "connections are held open",
-    "SamovarCertificateExpiring": "a certificate of three days, made as the runbook says",
-    "SamovarCertificateExpiringSoon": "a certificate of three days, made as the runbook says",
+    "SamovarCertificateExpiring": "a certificate of three days",
+    "SamovarCertificateExpiringSoon": "a certificate of three days",
     "SamovarRestarting": "four starts",
     "SamovarLeaderUnstable": "four starts",
     "SamovarNodeTrails": "a node has fewer blocks than another one of its ledger",
@@ -286,6 +286,9 @@ def lane(work, processes, failures):
     check_tested(rules, failures)
     until("a node that trails is seen", 90, lambda: "SamovarNodeTrails" in look())
 
+    left = provoke.fresh_certificate(small)
+    if left < 800 * 86400:
+        failures.add(f"after what certificate.md says to do the certificate ends in {left / 86400:.0f} days")
     second.kill()
     processes.stop(site.exporter)
     until("a dead node and a dead exporter are seen", 20,

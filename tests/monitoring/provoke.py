@@ -80,14 +80,22 @@ class Provoke:
         return self.mount
 
     def short_certificate(self, daemon):
-        """By the commands of the runbook, with another length of life."""
+        """The daemon's certificate, signed anew by its own CA for three days."""
+        tls = daemon.data / "tls"
+        self.processes.check(["openssl", "x509", "-x509toreq", "-in", "node.pem", "-key", "node.key",
+                              "-copy_extensions", "copyall", "-out", "node.csr"], cwd=tls)
+        self.processes.check(["openssl", "x509", "-req", "-in", "node.csr", "-CA", "../ca.pem", "-CAkey", "ca.key",
+                              "-copy_extensions", "copyall", "-days", "3", "-out", "node.pem"], cwd=tls)
+
+    def fresh_certificate(self, daemon):
+        """What the runbook says to do about it; how many seconds are left then."""
         page = (RUNBOOKS / "certificate.md").read_text()
-        script = re.findall(r"```sh\n(.*?)```", page, re.S)[1].replace("/var/lib/samovar", str(daemon.data))
-        script, changed = re.subn(r"-days \d+", "-days 3", script)
-        if changed != 1 or "systemctl restart samovar" not in script:
-            raise ValueError("the commands of docs/operate/runbooks/certificate.md have changed: adapt the lane")
-        script = script.replace("systemctl restart samovar", "true")
-        self.processes.check(["bash", "-euo", "pipefail", "-c", script])
+        command = next(line for line in page.splitlines() if line.strip().startswith("mv "))
+        daemon.stop()
+        self.processes.check(["bash", "-c", command.replace("/var/lib/samovar", str(daemon.data))])
+        daemon.start()
+        expiry = re.search(r'_expiry_timestamp_seconds\{certificate="node"\} (\d+)', daemon.metrics())
+        return int(expiry.group(1)) - time.time()
 
     def load(self, daemon):
         return Load(daemon)
