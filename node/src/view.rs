@@ -242,14 +242,33 @@ pub struct Status {
     pub reserve_bytes: u64,
     /// Bytes that the store takes on disk.
     pub store_bytes: u64,
-    /// Bytes that store, salts, state map and raft log take together.
+    /// Bytes that store, archive, salts, state map and raft log take together.
     pub data_bytes: u64,
+    /// Names of damaged stores that were set aside in the data directory; they take room until they are removed.
+    pub stores_set_aside: Vec<String>,
+    /// The archive.
+    pub archive: ArchiveStatus,
     /// Checkpoints published since start; each was signed and cosigned.
     pub checkpoint_rounds: u64,
     /// The raft log.
     pub raft_log: RaftLogStatus,
     /// What apply did and what it took.
     pub apply: ApplyStages,
+}
+
+/// The archive: the second copy of what the store holds. Sums since start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ArchiveStatus {
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes that the scrub read.
+    pub scrubbed_bytes: u64,
+    /// Segments that it found damaged.
+    pub damaged_segments: u64,
+    /// Those that it made again from the store.
+    pub repaired_segments: u64,
+    /// When it last read all, milliseconds since 1970; 0: not yet.
+    pub scrub_passed_ms: u64,
 }
 
 /// The raft log on disk; sums since start.
@@ -286,6 +305,8 @@ pub struct ApplyStages {
     pub transactions_ns: u64,
     /// The state map and its root.
     pub state_map_ns: u64,
-    /// Salts and rows.
+    /// Salts and the archive's frame.
+    pub archive_ns: u64,
+    /// Rows.
     pub rows_ns: u64,
 }
