@@ -84,6 +84,9 @@ pub(crate) struct Metrics {
     refused: Family<ReasonLabels, Counter>,
     cut: Family<ReasonLabels, Counter>,
     handshakes: Family<ResultLabels, Counter>,
+    logins: Family<ResultLabels, Counter>,
+    /// Runs of argon2.
+    pub(crate) password_hashes: Counter,
     certificates: Family<CertificateLabels, UGauge>,
     /// Watches that are open.
     pub(crate) watches: UGauge,
@@ -114,6 +117,8 @@ impl Metrics {
             refused: Family::default(),
             cut: Family::default(),
             handshakes: Family::default(),
+            logins: Family::default(),
+            password_hashes: Counter::default(),
             certificates: Family::default(),
             watches: Gauge::default(),
         };
@@ -143,6 +148,8 @@ impl Metrics {
         r.register("samovar_connections_refused", "Connections closed at once, by limit", self.refused.clone());
         r.register("samovar_connections_cut", "Connections cut, by the deadline that passed", self.cut.clone());
         r.register("samovar_tls_handshakes", "TLS handshakes, by result", self.handshakes.clone());
+        r.register("samovar_logins", "Logins, by result", self.logins.clone());
+        r.register("samovar_password_hashes", "Runs of argon2", self.password_hashes.clone());
         let help = "End of a certificate's validity, since 1970";
         r.register_with_unit("samovar_certificate_expiry_timestamp", help, Unit::Seconds, self.certificates.clone());
         r.register("samovar_watches", "Open watches", self.watches.clone());
@@ -223,6 +230,11 @@ impl Metrics {
     /// A connection was cut.
     pub(crate) fn cut(&self, reason: &'static str) {
         self.cut.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// A login ended.
+    pub(crate) fn login(&self, result: &'static str) {
+        self.logins.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// A TLS handshake ended.

@@ -26,10 +26,13 @@ use crate::tls;
 
 mod directory;
 mod init;
+mod local;
 mod node_thread;
 mod notify;
 
+pub(crate) use directory::ADMIN_TOKEN_FILE;
 pub(crate) use init::{dev, init};
+pub(crate) use local::SOCKET_FILE;
 
 use directory::DataDirectory;
 use node_thread::NodeThread;
@@ -61,6 +64,7 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr), stop: impl Future<Output
     });
 
     notify::send("STOPPING=1\nSTATUS=Making everything durable");
+    local::remove(directory.path());
     let stopped = node.stop();
     drop(directory);
     served.and(stopped)
@@ -70,7 +74,7 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr), stop: impl Future<Output
 async fn listen(
     config: &Config,
     node: Node,
-    tls: Arc<rustls::ServerConfig>,
+    tls: tls::Loaded,
     listener: TcpListener,
     ready: impl FnOnce(SocketAddr),
     stop: impl Future<Output = ()>,
@@ -81,11 +85,13 @@ async fn listen(
     for (certificate, not_after_s) in tls::expiries(&config.data) {
         metrics.certificate(certificate, not_after_s);
     }
-    let app = App::new(node, config, metrics.clone(), stop_seen.clone());
+    let app = App::new(node, config, tls.clients, metrics.clone(), stop_seen.clone());
+    let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;
     let address = listener.local_addr().context("asking for the listening address")?;
     let limits = Arc::new(config.limits.clone());
-    let server = Server { listener, tls: TlsAcceptor::from(tls), limits, handler: app.handler(), metrics };
+    let server =
+        Server { listener, local, tls: TlsAcceptor::from(tls.config), limits, handler: app.handler(), metrics };
     let serving = tokio::spawn(server.run(stop_seen));
     write_url(&config.data, address)?;
     notify::send("READY=1\nSTATUS=Serving");
