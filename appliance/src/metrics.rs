@@ -172,8 +172,12 @@ impl Metrics {
 
     /// The exposition, with what the node reports now.
     pub(crate) fn exposition(&self, status: &Status) -> Result<String, std::fmt::Error> {
+        self.page(Reported { status: status.clone(), machine: self.machine.look() })
+    }
+
+    fn page(&self, figures: Reported) -> Result<String, std::fmt::Error> {
         let mut reported = Registry::default();
-        reported.register_collector(Box::new(Reported { status: status.clone(), machine: self.machine.look() }));
+        reported.register_collector(Box::new(figures));
         let mut text = String::with_capacity(32 << 10);
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &reported)?;
