@@ -240,7 +240,7 @@ fn write_conditions(headers: &HeaderMap, key: &Key) -> Result<Vec<Requirement>, 
     let require = |revision| vec![Requirement { key: key.clone(), revision }];
     match (single(headers, &IF_MATCH)?, single(headers, &IF_NONE_MATCH)?) {
         (None, None) => Ok(Vec::new()),
-        (Some(tag), None) if tag.is_empty() => Err(no_tag_matches()),
+        (Some(""), None) => Err(no_tag_matches()),
         (Some(tag), None) => match strong_tag(tag) {
             Some(revision) => Ok(require(Some(revision))),
             None => Err(Problem::invalid("If-Match must name one revision: If-Match: \"REVISION\"")),
