@@ -283,7 +283,9 @@ impl Call {
             Some(idempotency) => Some(self.app.running.claim(&self.principal.id, &idempotency.key)?),
             None => None,
         };
-        match self.app.node.write(write).await? {
+        let outcome = self.app.node.write(write).await;
+        self.app.metrics.transaction(&outcome);
+        match outcome? {
             Outcome::Committed(committed) => Ok(committed),
             Outcome::Refused(refusal) => Err(refusal.into()),
         }

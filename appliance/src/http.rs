@@ -201,6 +201,7 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 /// Runs the handler within the deadline and dresses its answer.
 async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Response<Payload> {
     let begun = tokio::time::Instant::now();
+    let _in_flight = shared.metrics.begin();
     let (head, incoming) = request.into_parts();
     let id = RequestId::of(&head.headers);
     let method = answer::method_label(&head.method);

@@ -14,12 +14,14 @@ use samovar_node::disk::{Disk, OsDisk};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::api::App;
 use crate::config::{Config, Level};
 use crate::durable::{Mode, write_new};
 use crate::http::Server;
-use crate::metrics::Metrics;
+use crate::metrics::{CountLines, Metrics};
 use crate::tls;
 
 mod directory;
@@ -79,7 +81,10 @@ async fn listen(
     node_ended: impl Future<Output = ()>,
 ) -> Result<()> {
     let (stopping, stop_seen) = watch::channel(false);
-    let metrics = Arc::new(Metrics::new(config.access));
+    let metrics = Arc::new(Metrics::new(config.access, &config.data));
+    for (certificate, not_after_s) in tls::expiries(&config.data) {
+        metrics.certificate(certificate, not_after_s);
+    }
     let app = App::new(node, config, tls.clients, metrics.clone(), stop_seen.clone());
     let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;
@@ -182,7 +187,8 @@ fn journal(config: &Config) {
     // openraft tells every step of an election at `info`.
     let quiet = if config.level < Level::Debug { ",openraft=error,sled=warn" } else { "" };
     let filter = tracing_subscriber::EnvFilter::new(format!("{}{quiet}", config.level.as_str()));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let _ = tracing_subscriber::registry().with(filter).with(lines).with(CountLines).try_init();
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::identity::Keys;
 use crate::ledger::{Chain, Ledger, key_hash};
 use crate::machine::damaged_entry;
-use crate::merkle::{Hash, Tree, inclusion_proof};
+use crate::merkle::{Hash, ProofError, Tree, inclusion_proof};
 use crate::note::assemble;
 use crate::proof::{self, Erasure, Inclusion, MapLeaf, MapProof, Opening, Source};
 use crate::rt;
@@ -99,9 +99,7 @@ impl Notary {
         let width = u16::try_from(size - tail_start).unwrap_or(0);
         let tail = if width == 0 { Vec::new() } else { self.ledger.tile(chain, 0, size >> 8, width)? };
         let read = |level, index| self.ledger.tile(chain, level, index, 256);
-        Tree::rebuild(size, tail.as_chunks().0, read)
-            .map(|tree| tree.root())
-            .map_err(|e| Error::Corrupt(format!("the Merkle tree cannot be read: {e}")))
+        Tree::rebuild(size, tail.as_chunks().0, read).map(|tree| tree.root()).map_err(unreadable)
     }
 
     /// Publishes a checkpoint whenever there is a new block, until the task is dropped.
@@ -196,7 +194,7 @@ impl Notary {
     fn inclusion(&self, index: u64, size: u64) -> Result<Vec<Hash>, Error> {
         let chain = self.ledger.chain();
         inclusion_proof(index, size, |level, index, width| self.ledger.tile(&chain, level, index, width))
-            .map_err(|e| Error::Corrupt(format!("entry {index} cannot be proved: {e}")))
+            .map_err(unreadable)
     }
 
     fn source(&self, index: u64, size: u64) -> Result<Source, Error> {
@@ -284,6 +282,13 @@ impl Notary {
             _ => None,
         };
         Ok((MapValue { revision, commitment, erased_by }, slot))
+    }
+}
+
+fn unreadable(error: ProofError<Error>) -> Error {
+    match error {
+        ProofError::Read(error) => error,
+        other => Error::DamagedStore(format!("the Merkle tree cannot be read: {other}")),
     }
 }
 

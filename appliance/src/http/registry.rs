@@ -219,6 +219,7 @@ pub(super) struct Place {
 
 impl Registry {
     pub(super) fn new(limits: Arc<Limits>, metrics: Arc<Metrics>) -> Self {
+        metrics.connections_max(limits.connections_max);
         let clock = Arc::new(AtomicU64::new(1));
         Self { limits, metrics, origin: Instant::now(), clock, open: Mutex::default(), changed: Notify::new() }
     }

@@ -71,7 +71,7 @@ async fn serve(limits: Limits) -> Fixture {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("an address");
     let tls = TlsAcceptor::from(crate::tls::load(data.path()).expect("TLS").config);
-    let metrics = Arc::new(Metrics::new(false));
+    let metrics = Arc::new(Metrics::new(false, data.path()));
     let (stop, stop_seen) = watch::channel(false);
     let server =
         Server { listener, local: None, tls, limits: Arc::new(limits), handler: handler(), metrics: metrics.clone() };

@@ -285,7 +285,7 @@ fn status() -> Value {
             "node": number(), "name": text(), "version": text(), "role": text(), "leader": number_or_null(),
             "term": number(), "height": number(), "size": number(), "block_time_ms": number(),
             "checkpoint_size": number(), "keys": number(), "free_bytes": number(), "reserve_bytes": number(),
-            "store_bytes": number(), "uptime_s": number(), "now_ms": number(), "errors": list(&text()),
+            "store_bytes": number(), "archive_bytes": number(), "uptime_s": number(), "now_ms": number(), "errors": list(&text()),
         }),
     )
 }
