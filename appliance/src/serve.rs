@@ -39,6 +39,8 @@ use node_thread::NodeThread;
 
 /// File of the data directory that says where the node listens.
 const URL_FILE: &str = "url";
+/// Threads for what would hold up the listener: reads that may wait for the disk, hashes of passwords.
+const BLOCKING_THREADS: usize = 6;
 /// Descriptors beyond those of connections: storage, peers, journal.
 const DESCRIPTORS_RESERVED: u64 = 512;
 
@@ -54,7 +56,11 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr), stop: impl Future<Output
     raise_descriptor_limit(config.limits.connections_max)?;
     let tls = tls::load_or_renew(directory.path(), || subject(config, directory.path()))?;
     let listener = bind(config.listen)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("starting the runtime")?;
     notify::send("STATUS=Replaying the write-ahead log");
     let mut node = NodeThread::start(node_config(config, directory.path()))?;
 
