@@ -164,17 +164,18 @@ impl Server {
                 biased;
                 () = stopped(&mut stop) => break,
                 _ = sweep.tick() => shared.registry.sweep(),
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, peer)) => connection::admit(&shared, socket, peer.ip().to_canonical()),
-                    Err(error) => {
-                        tracing::warn!(%error, "accepting a connection failed");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+                // Before the network: a flood there must not keep root away.
                 accepted = accept_local(local.as_ref()) => match accepted {
                     Ok(socket) => connection::admit_local(&shared, socket),
                     Err(error) => {
                         tracing::warn!(%error, "accepting a connection on the Unix socket failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => connection::admit(&shared, socket, peer.ip().to_canonical()),
+                    Err(error) => {
+                        tracing::warn!(%error, "accepting a connection failed");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },

@@ -159,6 +159,9 @@ impl Metrics {
         for result in ["committed", "refused", "failed"] {
             drop(self.transactions.get_or_create(&ResultLabels { result }));
         }
+        for result in ["granted", "refused", "not_checked"] {
+            drop(self.logins.get_or_create(&ResultLabels { result }));
+        }
         for result in ["done", "failed", "timeout"] {
             drop(self.handshakes.get_or_create(&ResultLabels { result }));
         }

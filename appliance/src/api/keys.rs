@@ -252,7 +252,7 @@ fn write_conditions(headers: &HeaderMap, key: &Key) -> Result<Vec<Requirement>, 
 }
 
 /// An empty list of tags is well-formed, and none of its tags matches (RFC 9110, 5.6.1 and 13.1.1).
-fn no_tag_matches() -> Problem {
+pub(super) fn no_tag_matches() -> Problem {
     Problem::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", "If-Match names no revision, so none matches")
 }
 

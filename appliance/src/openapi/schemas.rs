@@ -123,10 +123,12 @@ pub(super) fn all() -> Value {
             })),
         ),
         "Users": object(&["users"], &json!({ "users": list(&refer("User")) })),
-        "NewApiKey": strict(
-            &["name"],
-            &with(access(), &json!({ "name": name(), "user": user(), "expires_ms": number_or_null() })),
-        ),
+        "NewApiKey": json!({
+            "oneOf": [
+                strict(&["name", "role"], &with(access(), &json!({ "name": name(), "expires_ms": number_or_null() }))),
+                strict(&["name", "user"], &json!({ "name": name(), "user": user(), "expires_ms": number_or_null() })),
+            ],
+        }),
         "ApiKeyChange": strict(
             &["name"],
             &with(access(), &json!({
