@@ -276,7 +276,8 @@ fn read_condition(headers: &HeaderMap, revision: u64) -> Result<Option<StatusCod
     Ok(same.then_some(StatusCode::NOT_MODIFIED))
 }
 
-fn strong_tag(text: &str) -> Option<u64> {
+/// The revision of a strong entity tag.
+pub(super) fn strong_tag(text: &str) -> Option<u64> {
     super::query::whole_number(text.strip_prefix('"')?.strip_suffix('"')?)
 }
 

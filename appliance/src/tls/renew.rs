@@ -13,17 +13,14 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use samovar_node::rt;
 
 use super::{
-    CA_FILE, CA_KEY_FILE, CA_KEY_USAGES, CA_NAME, DIRECTORY, NODE_CERTIFICATE_FILE, NODE_KEY_FILE, Subject, ca_name,
-    load, node_params,
+    CA_FILE, CA_KEY_FILE, CA_KEY_USAGES, CA_NAME, DIRECTORY, Loaded, NODE_CERTIFICATE_FILE, NODE_KEY_FILE, Subject,
+    ca_name, load, node_params,
 };
 use crate::durable::{Mode, sync_directory, write_new};
 
 /// The TLS configuration of the API. What is wrong with the node's key and certificate is put right, if the CA's key is
 /// there; those before are kept beside, as `.old`. `subject` is asked only then.
-pub(crate) fn load_or_renew(
-    data: &Path,
-    subject: impl FnOnce() -> Result<Subject>,
-) -> Result<Arc<rustls::ServerConfig>> {
+pub(crate) fn load_or_renew(data: &Path, subject: impl FnOnce() -> Result<Subject>) -> Result<Loaded> {
     let why = match load(data).and_then(|config| holds(data).map(|()| config)) {
         Ok(config) => return Ok(config),
         Err(why) => why,
@@ -166,7 +163,7 @@ mod tests {
         for name in ["tls/node.key", "tls/ca.key"] {
             std::fs::remove_file(data.path().join(name)).expect("removed");
         }
-        let refused = load_or_renew(data.path(), || Ok(subject("box-01"))).expect_err("no key is left");
+        let refused = load_or_renew(data.path(), || Ok(subject("box-01"))).err().expect("no key is left");
         let said = format!("{refused:#}");
         assert!(said.contains("restore") && said.contains("ca.key"), "{said}");
     }
