@@ -4,7 +4,6 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -16,21 +15,27 @@ use samovar_node::{Key, Node, Outcome, Write};
 
 use crate::auth::{Auth, Principal, Right};
 use crate::config::Network;
-use crate::http::{Answer, Asked, Handler, Payload, RequestBody};
+use crate::http::{Answer, Asked, Handler, Payload, Peer, RequestBody};
 use crate::metrics::Metrics;
+use crate::quota::{Class, Limiter, Told};
+use crate::tls::ClientKeys;
 
+mod access;
 mod api_keys;
+mod certificates;
 mod entries;
 mod feed;
 mod idempotency;
 mod keys;
 mod log;
+mod login;
 mod node;
 pub(crate) mod problem;
 mod query;
 mod render;
 mod routes;
 mod transactions;
+mod users;
 
 pub(crate) use routes::ROUTES;
 
@@ -53,6 +58,8 @@ pub(crate) struct Route {
     pub(crate) pattern: &'static str,
     /// What it needs.
     pub(crate) right: Right,
+    /// Which limits it counts against.
+    pub(crate) class: Class,
     /// One line for the documentation.
     pub(crate) summary: &'static str,
     /// Query parameters that it takes; others are refused.
@@ -100,8 +107,12 @@ pub(crate) struct App {
     pub(crate) public: bool,
     /// Networks that may read metrics.
     pub(crate) metrics_allow: Vec<Network>,
+    /// How many requests are taken.
+    limiter: Limiter,
     /// Most watches.
     pub(crate) watches_max: usize,
+    /// How long a session lasts, in milliseconds.
+    pub(crate) session_life_ms: u64,
     /// Turns true when the daemon begins to stop.
     pub(crate) stop: tokio::sync::watch::Receiver<bool>,
     /// When the daemon was ready.
@@ -110,20 +121,24 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// An API over a node.
+    /// An API over a node. Called on the runtime of the listener.
     pub(crate) fn new(
         node: Node,
         config: &crate::config::Config,
+        clients: Arc<ClientKeys>,
         metrics: Arc<Metrics>,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
+        tokio::spawn(Auth::follow_certificates(node.clone(), clients.clone()));
         Arc::new(Self {
-            auth: Auth::new(node.clone()),
+            auth: Auth::new(node.clone(), &config.data, clients, &metrics),
             node,
             metrics,
             public: config.public,
             metrics_allow: config.metrics_allow.clone(),
+            limiter: Limiter::new(config.quotas.clone()),
             watches_max: config.limits.watches_max,
+            session_life_ms: config.session_life_ms,
             stop,
             started: std::time::Instant::now(),
             running: Running::default(),
@@ -146,8 +161,8 @@ pub(crate) struct Call {
     /// Header of the request.
     pub(crate) head: Parts,
     body: Option<RequestBody>,
-    /// Address of the peer.
-    pub(crate) peer: IpAddr,
+    /// Who is at the other end of the connection.
+    pub(crate) peer: Peer,
     /// Query parameters, each at most once, all known to the route.
     pub(crate) query: Values,
     captured: std::ops::Range<usize>,
@@ -160,10 +175,15 @@ async fn dispatch(app: Arc<App>, asked: Asked) -> Answer {
         Ok(found) => found,
         Err(problem) => return Answer::refused(problem, &id),
     };
-    let mut actor = None;
+    let (mut actor, mut told) = (None, app.limiter.network(route.class, &peer));
     let handled = async {
-        let principal = admit(&app, route.right, &head, peer).await?;
+        told.as_ref().map_or(Ok(()), Told::check)?;
+        let principal = admit(&app, route.right, &head, &peer).await?;
         actor = Some(principal.id.clone());
+        let own = app.limiter.principal(route.class, &principal, &peer);
+        let checked = own.as_ref().map_or(Ok(()), Told::check);
+        told = Told::nearer(told.take(), own);
+        checked?;
         let query = Values::parse(head.uri.query(), route.query)?;
         if route.body.is_none() {
             body.refuse()?;
@@ -171,7 +191,10 @@ async fn dispatch(app: Arc<App>, asked: Asked) -> Answer {
         (route.handler)(Call { app: app.clone(), principal, head, body: Some(body), peer, query, captured }).await
     }
     .await;
-    let response = handled.unwrap_or_else(|problem| problem.into_response(id.as_str()));
+    let mut response = handled.unwrap_or_else(|problem| problem.into_response(id.as_str()));
+    if let Some(told) = told {
+        told.dress(&mut response);
+    }
     Answer { response, route: route.pattern, actor }
 }
 
@@ -204,15 +227,14 @@ fn capture(pattern: &str, path: &str) -> Option<std::ops::Range<usize>> {
 }
 
 /// Who asks, if it may do what the route does.
-async fn admit(app: &App, right: Right, head: &Parts, peer: IpAddr) -> Result<Arc<Principal>, Problem> {
+async fn admit(app: &App, right: Right, head: &Parts, peer: &Peer) -> Result<Arc<Principal>, Problem> {
     let open = match right {
-        Right::Anyone => true,
         Right::ReadLog => app.public,
-        Right::ReadMetrics => app.metrics_allow.iter().any(|n| n.contains(peer)),
-        _ => false,
+        Right::ReadMetrics => app.metrics_allow.iter().any(|n| n.contains(peer.address)),
+        other => other.is_open(),
     };
     if open {
-        return Ok(Principal::anonymous());
+        return Ok(Arc::new(Principal::anonymous()));
     }
     let principal = app.auth.authenticate(&head.headers, peer).await?;
     principal.require(right)?;
@@ -252,7 +274,7 @@ impl Call {
         if self.principal.covers(key) {
             return Ok(());
         }
-        Err(Problem::forbidden("the key is outside the prefixes of your API key"))
+        Err(Problem::forbidden("the key is outside the prefixes that you are limited to"))
     }
 
     /// Hands a transaction to the node; a refusal is a problem.
@@ -261,7 +283,9 @@ impl Call {
             Some(idempotency) => Some(self.app.running.claim(&self.principal.id, &idempotency.key)?),
             None => None,
         };
-        match self.app.node.write(write).await? {
+        let outcome = self.app.node.write(write).await;
+        self.app.metrics.transaction(&outcome);
+        match outcome? {
             Outcome::Committed(committed) => Ok(committed),
             Outcome::Refused(refusal) => Err(refusal.into()),
         }

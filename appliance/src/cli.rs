@@ -18,7 +18,10 @@ mod api_key;
 mod keys;
 mod manual;
 mod proofs;
+mod rotate;
+mod secret;
 mod status;
+mod user;
 mod watch;
 
 pub(crate) use proofs::log_key;
@@ -105,9 +108,15 @@ enum Command {
     Prove(proofs::Prove),
     /// Verify a receipt or proof, offline
     Verify(proofs::Verify),
-    /// Make, list and revoke API keys
+    /// Users: people and service accounts, their passwords, sessions and certificates
+    #[command(subcommand)]
+    User(user::User),
+    /// Make, list, disable and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::ApiKey),
+    /// Replace secrets of the ledger by new ones
+    #[command(subcommand)]
+    Rotate(rotate::Rotate),
     Export(Export),
     /// Print a completion script for a shell
     Completions {
@@ -199,7 +208,9 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::Import(c) => crate::import::run(&c, format).await,
         Command::Receipt(c) => proofs::receipt(&c).await,
         Command::Prove(c) => proofs::prove(&c).await,
+        Command::User(c) => user::run(&c, format).await,
         Command::ApiKey(c) => api_key::run(&c, format).await,
+        Command::Rotate(c) => rotate::run(&c, format).await,
         Command::Export(c) => crate::export::run(&c, format).await,
         Command::Init { .. }
         | Command::Serve { .. }

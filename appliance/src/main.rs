@@ -16,6 +16,7 @@ mod import;
 mod metrics;
 mod openapi;
 mod output;
+mod quota;
 mod serve;
 mod tls;
 

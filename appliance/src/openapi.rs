@@ -44,7 +44,10 @@ fn build() -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas::all(),
-            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
+            "securitySchemes": {
+                "token": { "type": "http", "scheme": "bearer", "description": "An API key or a session token." },
+                "certificate": { "type": "mutualTLS", "description": "A client certificate with a registered key." },
+            },
         },
     })
 }
@@ -59,11 +62,11 @@ fn operation(route: &Route, method: &Method) -> Value {
         "parameters": parameters(route),
         "responses": responses(route, method),
     });
-    if route.right != Right::Anyone {
-        operation["security"] = json!([{ "token": [] }]);
+    if !route.right.is_open() {
+        operation["security"] = json!([{ "token": [] }, { "certificate": [] }]);
     }
     if let Some(body) = route.body {
-        operation["requestBody"] = json!({ "required": body != "bytes", "content": content(body, "*/*") });
+        operation["requestBody"] = json!({ "required": body != "bytes", "content": content(body) });
     }
     operation
 }
@@ -74,6 +77,8 @@ fn parameters(route: &Route) -> Vec<Value> {
             "n" | "height" => schemas::number(),
             "key" => schemas::key(),
             "id" => json!({ "type": "string", "pattern": "^[0-9a-f]{16}$" }),
+            "user" => schemas::user(),
+            "hash" => schemas::hash(),
             _ => json!({ "type": "string" }),
         };
         json!({ "name": name, "in": "path", "required": true, "schema": schema })
@@ -95,6 +100,9 @@ fn parameters(route: &Route) -> Vec<Value> {
     }
     if route.right == Right::WriteKeys {
         all.push(header("Idempotency-Key", "1 to 128 visible ASCII characters; makes a retry safe.", "^[!-~]{1,128}$"));
+    }
+    if matches!((&route.method, route.pattern), (&Method::PUT, "/v1/users/{user}" | "/v1/api-keys/{id}")) {
+        all.push(header("If-Match", "The revision that the change is based on, in quotes.", TAG));
     }
     if route.pattern == "/v1/watch" {
         all.push(header("Last-Event-ID", "Id of the last event seen.", "^(0|[1-9][0-9]{0,18})$"));
@@ -118,12 +126,12 @@ fn responses(route: &Route, method: &Method) -> Value {
     for (status, body) in route.answers {
         let mut answer = json!({ "description": reason(*status) });
         if let (Some(body), true) = (body, *method != Method::HEAD) {
-            answer["content"] = content(body, "application/octet-stream");
+            answer["content"] = content(body);
         }
         all.insert(status.to_string(), answer);
     }
     let secured = [401, 403];
-    let secured: &[u16] = if route.right == Right::Anyone { &[] } else { &secured };
+    let secured: &[u16] = if route.right.is_open() { &[] } else { &secured };
     for status in PROBLEMS_EVERYWHERE.iter().chain(secured).chain(route.problems) {
         let mut answer = json!({ "description": reason(*status) });
         if *method != Method::HEAD {
@@ -135,10 +143,12 @@ fn responses(route: &Route, method: &Method) -> Value {
     Value::Object(all)
 }
 
-/// `bytes` is `binary` of any type; a name with a slash is a media type; others are schemas.
-fn content(body: &str, bytes_type: &str) -> Value {
+/// `bytes` are of any type, as values have their own; a name with a slash is a media type; others are schemas.
+fn content(body: &str) -> Value {
     if body == "bytes" {
-        json!({ bytes_type: {} })
+        json!({ "*/*": {} })
+    } else if body == "application/octet-stream" {
+        json!({ body: {} })
     } else if body.contains('/') {
         json!({ body: { "schema": { "type": if body == "application/json" { "object" } else { "string" } } } })
     } else {

@@ -10,29 +10,37 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use samovar_node::Node;
+use samovar_node::disk::{Disk, OsDisk};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::api::App;
 use crate::config::{Config, Level};
 use crate::durable::{Mode, write_new};
 use crate::http::Server;
-use crate::metrics::Metrics;
+use crate::metrics::{CountLines, Metrics};
 use crate::tls;
 
 mod directory;
 mod init;
+mod local;
 mod node_thread;
 mod notify;
 
+pub(crate) use directory::ADMIN_TOKEN_FILE;
 pub(crate) use init::{dev, init};
+pub(crate) use local::SOCKET_FILE;
 
 use directory::DataDirectory;
 use node_thread::NodeThread;
 
 /// File of the data directory that says where the node listens.
 const URL_FILE: &str = "url";
+/// Threads for what would hold up the listener: reads that may wait for the disk, hashes of passwords.
+const BLOCKING_THREADS: usize = 6;
 /// Descriptors beyond those of connections: storage, peers, journal.
 const DESCRIPTORS_RESERVED: u64 = 512;
 
@@ -46,9 +54,13 @@ pub(crate) fn serve(config: Config) -> Result<()> {
 fn run(config: &Config, ready: impl FnOnce(SocketAddr), stop: impl Future<Output = ()>) -> Result<()> {
     let directory = DataDirectory::open(&config.data)?;
     raise_descriptor_limit(config.limits.connections_max)?;
-    let tls = tls::load(directory.path())?;
+    let tls = tls::load_or_renew(directory.path(), || subject(config, directory.path()))?;
     let listener = bind(config.listen)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("starting the runtime")?;
     notify::send("STATUS=Replaying the write-ahead log");
     let mut node = NodeThread::start(node_config(config, directory.path()))?;
 
@@ -58,6 +70,7 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr), stop: impl Future<Output
     });
 
     notify::send("STOPPING=1\nSTATUS=Making everything durable");
+    local::remove(directory.path());
     let stopped = node.stop();
     drop(directory);
     served.and(stopped)
@@ -67,19 +80,24 @@ fn run(config: &Config, ready: impl FnOnce(SocketAddr), stop: impl Future<Output
 async fn listen(
     config: &Config,
     node: Node,
-    tls: Arc<rustls::ServerConfig>,
+    tls: tls::Loaded,
     listener: TcpListener,
     ready: impl FnOnce(SocketAddr),
     stop: impl Future<Output = ()>,
     node_ended: impl Future<Output = ()>,
 ) -> Result<()> {
     let (stopping, stop_seen) = watch::channel(false);
-    let metrics = Arc::new(Metrics::new(config.access));
-    let app = App::new(node, config, metrics.clone(), stop_seen.clone());
+    let metrics = Arc::new(Metrics::new(config.access, &config.data));
+    for (certificate, not_after_s) in tls::expiries(&config.data) {
+        metrics.certificate(certificate, not_after_s);
+    }
+    let app = App::new(node, config, tls.clients, metrics.clone(), stop_seen.clone());
+    let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;
     let address = listener.local_addr().context("asking for the listening address")?;
     let limits = Arc::new(config.limits.clone());
-    let server = Server { listener, tls: TlsAcceptor::from(tls), limits, handler: app.handler(), metrics };
+    let server =
+        Server { listener, local, tls: TlsAcceptor::from(tls.config), limits, handler: app.handler(), metrics };
     let serving = tokio::spawn(server.run(stop_seen));
     write_url(&config.data, address)?;
     notify::send("READY=1\nSTATUS=Serving");
@@ -114,6 +132,12 @@ fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
         queue_max: config.queue_max,
         cache_bytes: config.cache_bytes,
     }
+}
+
+/// What this machine's certificate is for.
+fn subject(config: &Config, data: &Path) -> Result<tls::Subject> {
+    let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+    Ok(tls::Subject::of(&Node::name_of(&disk, data)?, config.listen.ip()))
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener> {
@@ -169,7 +193,8 @@ fn journal(config: &Config) {
     // openraft tells every step of an election at `info`.
     let quiet = if config.level < Level::Debug { ",openraft=error,sled=warn" } else { "" };
     let filter = tracing_subscriber::EnvFilter::new(format!("{}{quiet}", config.level.as_str()));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let _ = tracing_subscriber::registry().with(filter).with(lines).with(CountLines).try_init();
 }
 
 #[cfg(test)]

@@ -171,7 +171,7 @@ impl Notary {
     }
 
     /// The published checkpoint, once it covers an entry.
-    async fn covering(&self, index: u64, wait: bool) -> Result<Arc<Published>, Error> {
+    pub(crate) async fn covering(&self, index: u64, wait: bool) -> Result<Arc<Published>, Error> {
         if wait {
             let mut size = self.size.subscribe();
             let covered = rt::timeout(RECEIPT_WAIT, size.wait_for(|size| *size > index)).await;
@@ -202,17 +202,14 @@ impl Notary {
         Ok(Source { line, path: self.inclusion(index, size)? })
     }
 
-    /// The receipt of an entry, with the values still held and proof of what was erased.
-    pub(crate) async fn receipt(&self, index: u64, wait: bool) -> Result<String, Error> {
-        let record = self.ledger.record(index)?;
-        let erased = record.openings.iter().map(|(_, opening)| match opening {
-            view::Opening::Erased { erased_by } => *erased_by,
-            view::Opening::Value { .. } => index,
-        });
-        let published = self.covering(erased.max().unwrap_or(index).max(index), wait).await?;
+    /// The receipt of an entry, with the values still held and proof of what was erased. Values of the system state hold
+    /// hashes of secrets; a receipt goes into other hands, so it withholds them.
+    pub(crate) fn receipt(&self, record: view::Record, published: &Published) -> Result<String, Error> {
+        let index = record.index;
         let mut openings = Vec::with_capacity(record.openings.len());
-        for (_, opening) in record.openings {
+        for (key, opening) in record.openings {
             openings.push(match opening {
+                view::Opening::Value { .. } if key.is_reserved() => Opening::Withheld,
                 view::Opening::Value { salt, value } => Opening::Value { salt, value },
                 view::Opening::Erased { erased_by } => {
                     Opening::Erased(Erasure { index: erased_by, source: self.source(erased_by, published.size)? })
@@ -281,6 +278,15 @@ impl Notary {
         };
         Ok((MapValue { revision, commitment, erased_by }, slot))
     }
+}
+
+/// The newest entry that a receipt of this one speaks of: itself, or the one that erased a value of it.
+pub(crate) fn needs(record: &view::Record) -> u64 {
+    let erased = record.openings.iter().filter_map(|(_, opening)| match opening {
+        view::Opening::Erased { erased_by } => Some(*erased_by),
+        view::Opening::Value { .. } => None,
+    });
+    erased.fold(record.index, u64::max)
 }
 
 fn unreadable(error: ProofError<Error>) -> Error {

@@ -1,6 +1,6 @@
 //! [`Node`]: the only door to the ledger. Opens, starts and stops its parts, and keeps what has been written durable.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::command::{Command, Key, Outcome, Write, WriteCommand};
-use crate::cosign::Notary;
+use crate::cosign::{self, Notary};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::{Identity, Keys};
@@ -85,6 +85,14 @@ impl Node {
         Identity::create(disk.as_ref(), data, name, origin)?;
         let (identity, keys) = Identity::load(disk.as_ref(), data)?;
         Ok(identity.log_info(&keys))
+    }
+
+    /// Name of the node whose data directory this is.
+    ///
+    /// # Errors
+    /// As [`Node::start`], when `node.json` or a key beside it is damaged or missing.
+    pub fn name_of(disk: &Arc<dyn Disk>, data: &Path) -> Result<String, Error> {
+        Identity::load(disk.as_ref(), data).map(|(identity, _)| identity.name)
     }
 
     /// Opens the data directory, replays, and serves. Must be called on the runtime that is to run the node's tasks.
@@ -183,7 +191,24 @@ impl Node {
         if consistency == Consistency::Linearizable {
             self.barrier().await?;
         }
-        self.inner.checked(self.inner.ledger.get(key, at))
+        match at {
+            // Most reads: found in memory, as a rule.
+            None => self.inner.checked(self.inner.ledger.get(key, None)),
+            Some(_) => {
+                let key = key.clone();
+                self.aside(move |inner| inner.ledger.get(&key, at)).await
+            }
+        }
+    }
+
+    /// Runs a read that may take long, or wait for the disk, where it holds up nobody else.
+    async fn aside<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Inner) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = Arc::clone(&self.inner);
+        let read = rt::blocking(move || inner.checked(read(&inner))).await;
+        read.unwrap_or_else(|e| Err(Error::Unavailable(format!("the read ended early: {e}"))))
     }
 
     /// Keys with a prefix, in byte order; `after` is exclusive. An empty prefix does not list reserved keys. A page may
@@ -191,36 +216,34 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::Corrupt`].
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<KeyPage, Error> {
-        self.inner.checked(self.inner.ledger.keys(prefix, after, limit))
+        let (prefix, after) = (prefix.to_owned(), after.cloned());
+        self.aside(move |inner| inner.ledger.keys(&prefix, after.as_ref(), limit)).await
     }
 
     /// Revisions of a key, newest first, those below `before`.
     ///
     /// # Errors
     /// [`Error::Corrupt`].
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn history(&self, key: &Key, before: Option<u64>, limit: usize) -> Result<HistoryPage, Error> {
-        self.inner.checked(self.inner.ledger.history(key, before, limit))
+        let key = key.clone();
+        self.aside(move |inner| inner.ledger.history(&key, before, limit)).await
     }
 
     /// One entry of the chain log.
     ///
     /// # Errors
     /// [`Error::NotFound`] beyond its end.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn record(&self, index: u64) -> Result<Record, Error> {
-        self.inner.checked(self.inner.ledger.record(index))
+        self.aside(move |inner| inner.ledger.record(index)).await
     }
 
     /// Entries from `first` on, as many as there are up to `limit`, with the values still held: for the change feed.
     ///
     /// # Errors
     /// [`Error::Corrupt`].
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn records(&self, first: u64, limit: usize) -> Result<Vec<Record>, Error> {
-        self.inner.checked(self.inner.ledger.records(first, limit))
+        self.aside(move |inner| inner.ledger.records(first, limit)).await
     }
 
     /// The receipt of an entry, a C2SP tlog-proof; `wait`: until a checkpoint that meets the policy covers it.
@@ -228,34 +251,34 @@ impl Node {
     /// # Errors
     /// [`Error::NotFound`] beyond the log; [`Error::Unavailable`] when no checkpoint covers the entry yet.
     pub async fn receipt(&self, index: u64, wait: bool) -> Result<String, Error> {
-        self.inner.checked(self.inner.notary.receipt(index, wait).await)
+        let record = self.record(index).await?;
+        let published = self.inner.notary.covering(cosign::needs(&record), wait).await?;
+        self.aside(move |inner| inner.notary.receipt(record, &published)).await
     }
 
     /// Latest-or-absent proof of a key as of the newest checkpoint, a C2SP tlog-proof.
     ///
     /// # Errors
     /// [`Error::Unavailable`] when there is no checkpoint yet.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn proof(&self, key: &Key) -> Result<String, Error> {
-        self.inner.checked(self.inner.notary.latest_or_absent(key))
+        let key = key.clone();
+        self.aside(move |inner| inner.notary.latest_or_absent(&key)).await
     }
 
     /// Blocks above `after`, in order.
     ///
     /// # Errors
     /// [`Error::Corrupt`].
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn blocks(&self, after: u64, limit: usize) -> Result<Vec<BlockRow>, Error> {
-        self.inner.checked(self.inner.ledger.blocks(after, limit))
+        self.aside(move |inner| inner.ledger.blocks(after, limit)).await
     }
 
     /// One block.
     ///
     /// # Errors
     /// [`Error::NotFound`] beyond the head.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn block(&self, height: u64) -> Result<BlockRow, Error> {
-        self.inner.checked(self.inner.ledger.block(height))
+        self.aside(move |inner| inner.ledger.block(height)).await
     }
 
     /// The newest checkpoint that meets the policy, as text (C2SP tlog-checkpoint).
@@ -268,21 +291,19 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::NotFound`] beyond the newest checkpoint.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn tile(&self, level: u8, index: u64, width: u16) -> Result<Vec<u8>, Error> {
         self.published_width(level, index, width)?;
-        let ledger = &self.inner.ledger;
-        self.inner.checked(ledger.tile(&ledger.chain(), level, index, width))
+        self.aside(move |inner| inner.ledger.tile(&inner.ledger.chain(), level, index, width)).await
     }
 
     /// A bundle of entries of the published log: each with its length before it (u16 BE).
     ///
     /// # Errors
     /// [`Error::NotFound`] beyond the newest checkpoint.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn entry_bundle(&self, index: u64, width: u16) -> Result<Vec<u8>, Error> {
         self.published_width(0, index, width)?;
-        self.inner.checked(self.inner.ledger.bundle(index * u64::from(TILE_WIDTH), usize::from(width)))
+        let first = index * u64::from(TILE_WIDTH);
+        self.aside(move |inner| inner.ledger.bundle(first, usize::from(width))).await
     }
 
     fn published_width(&self, level: u8, index: u64, width: u16) -> Result<(), Error> {
@@ -345,6 +366,11 @@ impl Node {
             role: consensus.role,
             leader: consensus.leader,
             term: consensus.term,
+            voters: consensus.voters,
+            raft_index: consensus.last_index,
+            applied_index: consensus.applied_index,
+            waiting_writes: inner.writes.max_capacity() - inner.writes.capacity(),
+            waiting_writes_max: inner.writes.max_capacity(),
             head: chain.head.view(),
             checkpoint_size: inner.notary.published().map_or(0, |p| p.size),
             checkpoint_rounds: inner.notary.rounds(),

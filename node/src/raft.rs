@@ -91,6 +91,9 @@ pub(crate) struct ConsensusStatus {
     pub role: &'static str,
     pub leader: Option<u64>,
     pub term: u64,
+    pub voters: usize,
+    pub last_index: u64,
+    pub applied_index: u64,
     pub log: RaftLogStatus,
 }
 
@@ -228,7 +231,15 @@ impl Consensus {
             ServerState::Learner => "learner",
             ServerState::Shutdown => "stopped",
         };
-        ConsensusStatus { role, leader: m.current_leader, term: m.current_term, log: self.log_status() }
+        ConsensusStatus {
+            role,
+            leader: m.current_leader,
+            term: m.current_term,
+            voters: m.membership_config.membership().voter_ids().count(),
+            last_index: m.last_log_index.unwrap_or(0),
+            applied_index: m.last_applied.map_or(0, |id| id.index),
+            log: self.log_status(),
+        }
     }
 }
 
@@ -240,9 +251,10 @@ impl Consensus {
             bytes: stats.bytes,
             segment_bytes: stats.segments * wal::Config::default().segment_bytes,
             fsyncs: stats.fsyncs,
+            fsyncs_by_time: stats.fsyncs_by_time,
             fsync_time: stats.fsync_time,
             fsync_time_max: stats.fsync_time_max,
-            fsync_in_flight: stats.fsync_in_flight,
+            write_in_flight: stats.write_in_flight,
         }
     }
 }

@@ -190,6 +190,23 @@ pub struct LogInfo {
     pub policy: String,
 }
 
+/// Bounds of the classes that fsyncs of the raft log are counted in: a good disk takes less than one millisecond, an
+/// election waits 400 ms, and [`RaftLogStatus::write_in_flight`] says when one does not end.
+pub const FSYNC_BOUNDS: [Duration; 12] = [
+    Duration::from_micros(250),
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+];
+
 /// How the node is.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
@@ -203,6 +220,16 @@ pub struct Status {
     pub leader: Option<u64>,
     /// Raft term.
     pub term: u64,
+    /// Voters of the cluster.
+    pub voters: usize,
+    /// Index of the last entry in the raft log.
+    pub raft_index: u64,
+    /// Index of the last raft entry that was applied here.
+    pub applied_index: u64,
+    /// Writes that wait for a block.
+    pub waiting_writes: usize,
+    /// Most writes that may wait.
+    pub waiting_writes_max: usize,
     /// Where the chain stands.
     pub head: Head,
     /// Size of the newest published checkpoint.
@@ -255,12 +282,14 @@ pub struct RaftLogStatus {
     pub segment_bytes: u64,
     /// Calls of fdatasync.
     pub fsyncs: u64,
+    /// The same by how long they took: one count per bound of [`FSYNC_BOUNDS`], and one for those beyond the last.
+    pub fsyncs_by_time: [u64; FSYNC_BOUNDS.len() + 1],
     /// Time in them.
     pub fsync_time: Duration,
     /// The longest one.
     pub fsync_time_max: Duration,
-    /// Age of the one now under way.
-    pub fsync_in_flight: Option<Duration>,
+    /// Age of the write now under way, with its fsync.
+    pub write_in_flight: Option<Duration>,
 }
 
 /// CPU time of apply by stage, nanoseconds, and what it wrote; sums since start.

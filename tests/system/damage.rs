@@ -217,3 +217,42 @@ async fn what_is_derived_comes_again_and_what_is_not_is_asked_for() {
         assert!(said.contains(words), "expected {words:?} in what it says, got: {said}");
     }
 }
+
+/// What the CA of the directory can make again is made again; clients that trust the CA see no difference.
+#[tokio::test]
+async fn tls_keys_are_made_again_by_the_ca() {
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let sound = directory.path().join("sound");
+    let mut daemon = Daemon::create(&sound, Settings::default()).await.unwrap();
+    daemon.stop().unwrap();
+    let (port, data) = (daemon.port(), directory.path().join("data"));
+    let cut = |path: &Path| fs::OpenOptions::new().write(true).open(path).unwrap().set_len(40).unwrap();
+    let gone = |path: &Path| fs::remove_file(path).unwrap();
+    // Another valid character in the middle of the base64.
+    let changed = |path: &Path| {
+        let mut bytes = fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] = if bytes[middle] == b'A' { b'B' } else { b'A' };
+        fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(&bytes, 0).unwrap();
+    };
+    for (what, damage) in [("missing", &gone as &dyn Fn(&Path)), ("cut to 40 bytes", &cut), ("changed", &changed)] {
+        for files in [&["node.key"][..], &["node.pem"], &["node.key", "node.pem"]] {
+            let case = format!("{what}: {}", files.join(", "));
+            copy(&sound, &data);
+            files.iter().for_each(|file| damage(&data.join("tls").join(file)));
+            let mut daemon = Daemon::existing(&data, port, Settings::default());
+            // Ready means that a client which trusts ca.pem was served.
+            daemon.start().await.unwrap_or_else(|e| panic!("{case}: expected a start, got {e:#}"));
+            let log = daemon.log();
+            assert!(log.contains("made again by its CA"), "{case}: it must be said in the journal: {log}");
+            daemon.stop().unwrap();
+            daemon.start().await.unwrap();
+            assert!(!daemon.log().contains("made again"), "{case}: once is enough: {}", daemon.log());
+        }
+    }
+    copy(&sound, &data);
+    ["node.key", "ca.key"].iter().for_each(|file| gone(&data.join("tls").join(file)));
+    let refused = Daemon::existing(&data, port, Settings::default()).start().await;
+    let said = format!("{:#}", refused.expect_err("without the CA's key nothing can be made"));
+    assert!(said.contains("ca.key") && said.contains("restore"), "expected what to do, got: {said}");
+}

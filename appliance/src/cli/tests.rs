@@ -3,6 +3,8 @@ use clap::CommandFactory;
 use super::*;
 use crate::client::fake::{Fake, Reply, start};
 
+mod documents;
+
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(std::iter::once("samovar").chain(line.split_whitespace()))
 }
@@ -44,7 +46,30 @@ fn command_lines_of_the_interface_parse() {
         "export --tiles d",
         "api-key create --name n --role writer --prefix a --prefix b --days 3 --save f",
         "api-key list",
+        "api-key create --name n --role writer --erase --save f",
+        "api-key create --name n --user bot --save f",
+        "api-key disable id",
+        "api-key enable id",
         "api-key revoke id",
+        "user create alice --role writer --prefix a/ --erase",
+        "user create bot --role reader --service",
+        "user create alice --role admin --password-file f",
+        "user list",
+        "user change alice --role reader",
+        "user disable alice",
+        "user enable alice",
+        "user delete alice",
+        "user set-password alice --password-file f",
+        "user end-sessions alice",
+        "user login alice --save f",
+        "user logout --token-file f",
+        "user password --old-password-file f --new-password-file g",
+        "user whoami",
+        "user add-certificate alice c.pem --label laptop --days 90",
+        "user list-certificates",
+        "user remove-certificate ab",
+        "rotate sessions",
+        "rotate sessions --end-all",
         "completions bash",
         "man d",
         "--output json keys",
@@ -75,6 +100,11 @@ fn wrong_command_lines_are_usage_errors() {
         ("init", "--data"),
         ("init --data d --listen localhost", "localhost"),
         ("api-key create --name n --role king --save f", "king"),
+        ("api-key create --name n --save f", "--role"),
+        ("api-key create --name n --user u --role admin --save f", "cannot be used with"),
+        ("user create alice --role writer --password secret", "--password"),
+        ("user create alice --role writer --service --password-file f", "cannot be used with"),
+        ("user password --old-password-file f", "--new-password-file"),
         ("keys --output yaml", "yaml"),
         ("export", "--tiles"),
         ("config", "Usage"),
