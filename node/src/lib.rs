@@ -19,6 +19,7 @@ pub mod tiles;
 pub mod view;
 
 mod canonical;
+mod clock;
 mod cosign;
 mod durable;
 mod identity;

@@ -8,19 +8,22 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::clock::Clock;
 use crate::command::{Command, Key, Operation, Outcome, Write, WriteCommand};
 use crate::cosign::Notary;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::{Identity, Keys};
 use crate::ledger::Ledger;
-use crate::raft::{Consensus, Job, ReadJob};
+use crate::raft::{Consensus, Job, Ping, ReadJob};
 use crate::rt;
 use crate::store::{Rows, SledRows};
 use crate::tiles::TILE_WIDTH;
 use crate::view::{
     ApplyStages, BlockRow, Consistency, Found, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status,
 };
+
+mod vital;
 
 /// How often free space is looked at, and whether anything must be made durable.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
@@ -68,10 +71,12 @@ struct Inner {
     identity: Identity,
     log_info: LogInfo,
     ledger: Arc<Ledger>,
+    clock: Arc<Clock>,
     consensus: Consensus,
     notary: Arc<Notary>,
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<ReadJob>,
+    pings: mpsc::Sender<Ping>,
     free_bytes: AtomicU64,
     /// Set by an erase: make durable, purge the raft log and close its segment at once.
     purge_wanted: AtomicBool,
@@ -117,12 +122,16 @@ impl Node {
         let (opening, directory) = (Arc::clone(&disk), config.data.clone());
         let opened = rt::blocking(move || Ledger::open(opening.as_ref(), &directory, rows)).await;
         let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
-        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, Arc::clone(&ledger), &identity.origin, keys)?);
+        let clock = Arc::new(Clock::default());
+        let (book, origin) = (Arc::clone(&ledger), &identity.origin);
+        let notary = Notary::open(disk.as_ref(), &config.data, book, origin, keys, Arc::clone(&clock))?;
+        let notary = Arc::new(notary);
         let consensus =
             Consensus::start(&disk, &config.data.join("raft"), identity.node, Arc::clone(&ledger), identity.begun)
                 .await?;
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
+        let (pings, ping_queue) = mpsc::channel(1);
         let inner = Arc::new(Inner {
             free_bytes: AtomicU64::new(u64::MAX),
             purge_wanted: AtomicBool::new(false),
@@ -134,16 +143,18 @@ impl Node {
             identity,
             log_info,
             ledger,
+            clock,
             consensus,
             notary,
             writes,
             reads,
+            pings,
         });
         inner.begin().await?;
         inner.look_at_space();
         inner.notary.check_promise()?;
         Arc::clone(&inner.notary).round().await?;
-        inner.spawn_tasks(write_queue, read_queue);
+        inner.spawn_tasks(write_queue, read_queue, ping_queue);
         Ok(Self { inner })
     }
 
@@ -178,20 +189,24 @@ impl Node {
     /// [`Error::Invalid`] and [`Error::TooLarge`] before anything is proposed; [`Error::NoRoom`], [`Error::Overloaded`];
     /// [`Error::Unknown`] when the node failed with the write in flight.
     pub async fn write(&self, write: Write) -> Result<Outcome, Error> {
-        let inner = &self.inner;
         let erases = write.operations.iter().any(|o| matches!(o, Operation::Erase { .. }));
+        let outcome = self.submit(write, false).await?;
+        if erases {
+            self.inner.purge_wanted.store(true, Relaxed);
+        }
+        Ok(outcome)
+    }
+
+    /// Queues a write for the batcher and waits for its outcome.
+    async fn submit(&self, write: Write, accepts_clock: bool) -> Result<Outcome, Error> {
         let write = WriteCommand::prepare(write, rt::fill_random)?;
         self.room()?;
         let (reply, answer) = oneshot::channel();
-        inner.writes.try_send(Job { write, reply }).map_err(|e| match e {
+        self.inner.writes.try_send(Job { write, reply, accepts_clock }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the node is stopping".into()),
         })?;
-        let outcome = answer.await.unwrap_or(Err(Error::Unknown))?;
-        if erases {
-            inner.purge_wanted.store(true, Relaxed);
-        }
-        Ok(outcome)
+        answer.await.unwrap_or(Err(Error::Unknown))
     }
 
     /// Reads a key; `at` is the height of a block.
@@ -371,6 +386,7 @@ impl Node {
             reserve_bytes: inner.config.reserve_bytes,
             store_bytes,
             data_bytes: store_bytes + map.file_bytes + chain.head.slots * 32 + consensus.log.segment_bytes,
+            clock: self.clock(),
             raft_log: consensus.log,
             apply: ApplyStages {
                 entries: stages.entries.load(Relaxed),
@@ -393,17 +409,24 @@ impl Inner {
         let LogInfo { vkey, cosigners, policy, .. } = self.log_info.clone();
         let author = self.identity.name.clone();
         if self.ledger.chain().head.system_revision == 0 {
-            let command = Command::Cosigners { time_ms: rt::now_ms(), author, log: vkey, cosigners, policy };
+            let time_ms = self.clock.read(0).sure_ms;
+            let command = Command::Cosigners { time_ms, author, log: vkey, cosigners, policy };
             self.consensus.propose(&command).await?;
         }
         let begun = Identity { begun: true, ..self.identity.clone() };
         begun.save(self.disk.as_ref(), &self.config.data)
     }
 
-    fn spawn_tasks(self: &Arc<Self>, writes: mpsc::Receiver<Job>, reads: mpsc::Receiver<ReadJob>) {
+    fn spawn_tasks(
+        self: &Arc<Self>,
+        writes: mpsc::Receiver<Job>,
+        reads: mpsc::Receiver<ReadJob>,
+        pings: mpsc::Receiver<Ping>,
+    ) {
         let stopping = self.stopping.subscribe();
+        let (clock, author) = (Arc::clone(&self.clock), self.identity.name.clone());
         let tasks = vec![
-            rt::spawn(self.consensus.batcher(writes, stopping.clone())),
+            rt::spawn(self.consensus.batcher(clock, author, writes, pings, stopping.clone())),
             rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
             rt::spawn(until(stopping.clone(), Arc::clone(&self.notary).run())),
             rt::spawn(until(stopping.clone(), watch_core(Arc::clone(self)))),
