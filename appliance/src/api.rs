@@ -15,11 +15,13 @@ use samovar_node::command::Committed;
 use samovar_node::{Key, Node, Outcome, Write};
 
 use crate::auth::{Auth, Principal, Right};
-use crate::config::Network;
-use crate::http::{Answer, Asked, Handler, Payload, RequestBody};
+use crate::config::{Config, Network};
+use crate::http::{Answer, Asked, Handler, Limits, Payload, RequestBody};
+use crate::live::Live;
 use crate::metrics::Metrics;
 
 mod api_keys;
+mod clock;
 mod entries;
 mod feed;
 mod idempotency;
@@ -96,12 +98,10 @@ pub(crate) struct App {
     pub(crate) auth: Auth,
     /// Metrics.
     pub(crate) metrics: Arc<Metrics>,
-    /// Whether the log is public.
-    pub(crate) public: bool,
-    /// Networks that may read metrics.
-    pub(crate) metrics_allow: Vec<Network>,
-    /// Most watches.
-    pub(crate) watches_max: usize,
+    /// What needs no token.
+    pub(crate) openness: Live<Openness>,
+    /// Bounds of the listener; here for the number of watches.
+    pub(crate) limits: Live<Limits>,
     /// Turns true when the daemon begins to stop.
     pub(crate) stop: tokio::sync::watch::Receiver<bool>,
     /// When the daemon was ready.
@@ -109,11 +109,28 @@ pub(crate) struct App {
     running: Running,
 }
 
+/// What needs no token.
+#[derive(Debug, Clone)]
+pub(crate) struct Openness {
+    /// Whether checkpoint and tiles are for everybody.
+    pub(crate) public: bool,
+    /// Networks that may read metrics.
+    pub(crate) metrics_allow: Vec<Network>,
+}
+
+impl Openness {
+    /// As configured.
+    pub(crate) fn of(config: &Config) -> Self {
+        Self { public: config.public, metrics_allow: config.metrics_allow.clone() }
+    }
+}
+
 impl App {
     /// An API over a node.
     pub(crate) fn new(
         node: Node,
-        config: &crate::config::Config,
+        limits: Live<Limits>,
+        openness: Live<Openness>,
         metrics: Arc<Metrics>,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
@@ -121,9 +138,8 @@ impl App {
             auth: Auth::new(node.clone()),
             node,
             metrics,
-            public: config.public,
-            metrics_allow: config.metrics_allow.clone(),
-            watches_max: config.limits.watches_max,
+            openness,
+            limits,
             stop,
             started: std::time::Instant::now(),
             running: Running::default(),
@@ -207,8 +223,8 @@ fn capture(pattern: &str, path: &str) -> Option<std::ops::Range<usize>> {
 async fn admit(app: &App, right: Right, head: &Parts, peer: IpAddr) -> Result<Arc<Principal>, Problem> {
     let open = match right {
         Right::Anyone => true,
-        Right::ReadLog => app.public,
-        Right::ReadMetrics => app.metrics_allow.iter().any(|n| n.contains(peer)),
+        Right::ReadLog => app.openness.get().public,
+        Right::ReadMetrics => app.openness.get().metrics_allow.iter().any(|n| n.contains(peer)),
         _ => false,
     };
     if open {

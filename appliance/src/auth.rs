@@ -120,13 +120,19 @@ pub(crate) struct Issued {
 
 impl ApiKey {
     /// Makes a key with a fresh secret.
-    pub(crate) fn issue(name: String, role: Role, prefixes: Vec<String>, expires_ms: Option<u64>) -> Issued {
+    pub(crate) fn issue(
+        name: String,
+        role: Role,
+        prefixes: Vec<String>,
+        expires_ms: Option<u64>,
+        created_ms: u64,
+    ) -> Issued {
         let (mut id, mut secret) = ([0; ID_BYTES], [0; SECRET_BYTES]);
         rt::fill_random(&mut id);
         rt::fill_random(&mut secret);
         let (id, secret) = (hex(&id), URL_SAFE_NO_PAD.encode(secret));
         let hash = hash_of(&secret);
-        let row = Self { name, role, prefixes, hash, created_ms: rt::now_ms(), expires_ms, revoked: false };
+        let row = Self { name, role, prefixes, hash, created_ms, expires_ms, revoked: false };
         Issued { token: format!("{TOKEN_PREFIX}{id}_{secret}"), id, row }
     }
 
@@ -202,7 +208,7 @@ impl Auth {
                 self.load(id, head).await?
             }
         };
-        let now_ms = rt::now_ms().max(head.time_ms);
+        let now_ms = self.node.now_ms();
         match known {
             Some(known) if matches(&known.hash, digest.as_ref()) && known.row.is_live(now_ms) => Ok(known.principal),
             _ => {
@@ -335,8 +341,8 @@ mod tests {
 
     #[test]
     fn an_issued_token_opens_only_its_own_row() {
-        let a = ApiKey::issue("a".into(), Role::Writer, Vec::new(), None);
-        let b = ApiKey::issue("b".into(), Role::Writer, Vec::new(), None);
+        let a = ApiKey::issue("a".into(), Role::Writer, Vec::new(), None, 0);
+        let b = ApiKey::issue("b".into(), Role::Writer, Vec::new(), None, 0);
         let bearer = headers(&format!("bearer {}", a.token));
         let (id, secret) = credentials(&bearer).expect("well-formed").expect("present");
         assert_eq!(id, a.id);
@@ -373,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_key_lives_until_it_expires_or_is_revoked() {
-        let mut row = ApiKey::issue("a".into(), Role::Reader, Vec::new(), Some(1000)).row;
+        let mut row = ApiKey::issue("a".into(), Role::Reader, Vec::new(), Some(1000), 0).row;
         assert!(row.is_live(999), "before its end");
         assert!(!row.is_live(1000), "at its end");
         row.expires_ms = None;

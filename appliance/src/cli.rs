@@ -15,6 +15,7 @@ use crate::import::Import;
 use crate::output::{self, Format};
 
 mod api_key;
+mod clock;
 mod keys;
 mod manual;
 mod proofs;
@@ -108,6 +109,9 @@ enum Command {
     /// Make, list and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::ApiKey),
+    /// Say that a clock is right which the node does not believe
+    #[command(subcommand)]
+    Clock(clock::Clock),
     Export(Export),
     /// Print a completion script for a shell
     Completions {
@@ -141,9 +145,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let format = cli.output;
     match cli.command {
         Command::Init { data, name, listen } => init(data, name, listen, format),
-        Command::Serve { config, data } => {
-            crate::serve::serve(crate::config::Config::load(config.as_deref(), data.as_deref())?)
-        }
+        Command::Serve { config, data } => crate::serve::serve(crate::serve::Source { file: config, data }),
         Command::Dev { nodes, data } => crate::serve::dev(nodes, data),
         Command::Config(ConfigCommand::Check { file }) => {
             crate::config::Config::load(Some(&file), None)?;
@@ -200,6 +202,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::Receipt(c) => proofs::receipt(&c).await,
         Command::Prove(c) => proofs::prove(&c).await,
         Command::ApiKey(c) => api_key::run(&c, format).await,
+        Command::Clock(c) => clock::run(&c, format).await,
         Command::Export(c) => crate::export::run(&c, format).await,
         Command::Init { .. }
         | Command::Serve { .. }

@@ -60,14 +60,13 @@ struct BuildLabels {
 /// All metrics of the process.
 pub(crate) struct Metrics {
     registry: Registry,
-    /// Whether requests are written to the journal.
-    pub(crate) access_log: bool,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram>,
     connections: UGauge,
     refused: Family<ReasonLabels, Counter>,
     cut: Family<ReasonLabels, Counter>,
     handshakes: Family<ResultLabels, Counter>,
+    access_omitted: Counter,
     /// Watches that are open.
     pub(crate) watches: UGauge,
     node: NodeGauges,
@@ -90,6 +89,9 @@ struct NodeGauges {
     checkpoints: Counter,
     apply: Family<StageLabels, Seconds>,
     rows: Counter,
+    clock_synchronised: UGauge,
+    clock_doubted: UGauge,
+    clock_held: UGauge,
     raft_log: RaftLogGauges,
 }
 
@@ -131,10 +133,9 @@ impl NodeGauges {
 
 impl Metrics {
     /// Registers everything.
-    pub(crate) fn new(access_log: bool) -> Self {
+    pub(crate) fn new() -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
-            access_log,
             requests: Family::default(),
             // 100 µs to 26 s.
             durations: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0001, 4.0, 10))),
@@ -142,6 +143,7 @@ impl Metrics {
             refused: Family::default(),
             cut: Family::default(),
             handshakes: Family::default(),
+            access_omitted: Counter::default(),
             watches: Gauge::default(),
             node: NodeGauges::default(),
         };
@@ -168,6 +170,8 @@ impl Metrics {
         r.register("samovar_connections_refused", "Connections closed at once, by limit", self.refused.clone());
         r.register("samovar_connections_cut", "Connections cut, by the deadline that passed", self.cut.clone());
         r.register("samovar_tls_handshakes", "TLS handshakes, by result", self.handshakes.clone());
+        let omitted = "Access records not written because their second had its share";
+        r.register("samovar_access_records_omitted", omitted, self.access_omitted.clone());
         r.register("samovar_watches", "Open watches", self.watches.clone());
     }
 
@@ -181,6 +185,12 @@ impl Metrics {
             Unit::Seconds,
             n.block_time.clone(),
         );
+        let synchronised = "1 when the machine says that its clock is synchronised";
+        r.register("samovar_clock_synchronised", synchronised, n.clock_synchronised.clone());
+        let doubted = "1 when the clock is not believed: unsynchronised, and more than a day past the newest block";
+        r.register("samovar_clock_doubted", doubted, n.clock_doubted.clone());
+        let held = "1 when the newest block has an earlier one's time because the clock was doubted";
+        r.register("samovar_clock_held", held, n.clock_held.clone());
         r.register("samovar_checkpoint_entries", "Entries covered by the newest checkpoint", n.checkpoint_size.clone());
         r.register("samovar_keys", "Keys that have a value", n.keys.clone());
         r.register("samovar_raft_term", "Raft term", n.term.clone());
@@ -215,6 +225,9 @@ impl Metrics {
         n.size.set(status.head.size);
         #[allow(clippy::cast_precision_loss, reason = "milliseconds since 1970 are far below 2^53")]
         n.block_time.set(status.head.time_ms as f64 / 1000.0);
+        n.clock_synchronised.set(status.clock.synchronised.into());
+        n.clock_doubted.set(status.clock.doubted.into());
+        n.clock_held.set(status.clock.held.into());
         n.checkpoint_size.set(status.checkpoint_size);
         n.keys.set(status.keys);
         n.term.set(status.term);
@@ -251,6 +264,11 @@ impl Metrics {
         self.cut.get_or_create(&ReasonLabels { reason }).inc();
     }
 
+    /// An access record was left out.
+    pub(crate) fn access_record_omitted(&self) {
+        self.access_omitted.inc();
+    }
+
     /// A TLS handshake ended.
     pub(crate) fn handshake(&self, result: &'static str) {
         self.handshakes.get_or_create(&ResultLabels { result }).inc();
@@ -259,18 +277,19 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use samovar_node::view::{ApplyStages, RaftLogStatus};
+    use samovar_node::view::{ApplyStages, ClockStatus, RaftLogStatus};
 
     use super::*;
 
     #[test]
     fn names_follow_prometheus() {
-        let metrics = Metrics::new(false);
+        let metrics = Metrics::new();
         metrics.request("GET", "/v1/keys/{key}", StatusCode::OK, Duration::from_millis(3));
         metrics.handshake("done");
         let apply = ApplyStages { state_map_ns: 250_000_000, ..ApplyStages::default() };
         let raft_log = RaftLogStatus { fsyncs: 7, fsync_time: Duration::from_millis(1500), ..RaftLogStatus::default() };
-        let status = Status { role: "leader", checkpoint_rounds: 3, apply, raft_log, ..Status::default() };
+        let clock = ClockStatus { doubted: true, ..ClockStatus::default() };
+        let status = Status { role: "leader", checkpoint_rounds: 3, apply, raft_log, clock, ..Status::default() };
         let text = metrics.exposition(&status).expect("encodes");
         for want in [
             "http_requests_total{method=\"GET\",route=\"/v1/keys/{key}\",status=\"200\"} 1\n",
@@ -282,6 +301,8 @@ mod tests {
             "samovar_raft_log_fsyncs_total 7\n",
             "samovar_raft_log_fsync_seconds_total 1.5\n",
             "samovar_checkpoints_total 3\n",
+            "samovar_clock_synchronised 0\n",
+            "samovar_clock_doubted 1\n",
             "# EOF\n",
         ] {
             assert!(text.contains(want), "expected {want:?} in\n{text}");

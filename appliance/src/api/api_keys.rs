@@ -3,7 +3,6 @@
 use hyper::StatusCode;
 use samovar_node::Key;
 use samovar_node::command::{KEY_BYTES_MAX, RESERVED_PREFIX};
-use samovar_node::rt;
 use samovar_node::view::{Consistency, Found};
 use serde::{Deserialize, Serialize};
 
@@ -64,12 +63,13 @@ struct Row {
 pub(crate) async fn create(call: Call) -> Handled {
     json_body(&call)?;
     let (call, body) = call.read(BODY_BYTES_MAX).await?;
-    let wanted = from_json::<NewApiKey>(&body)?.check()?;
+    let now_ms = call.app.node.now_ms();
+    let wanted = from_json::<NewApiKey>(&body)?.check(now_ms)?;
     if rows(&call).await?.len() >= API_KEYS_MAX {
         let detail = format!("the ledger has {API_KEYS_MAX} API keys, the most it takes");
         return Err(Problem::conflict("too-many-api-keys", detail));
     }
-    let issued = ApiKey::issue(wanted.name, wanted.role, wanted.prefixes, wanted.expires_ms);
+    let issued = ApiKey::issue(wanted.name, wanted.role, wanted.prefixes, wanted.expires_ms, now_ms);
     let committed = call.commit(issued.row.store(&issued.id, None, &call.principal.id)?).await?;
     let answer = Issued { shown: shown(issued.id, issued.row), token: issued.token };
     Ok(render::committed(render::json(StatusCode::CREATED, &answer)?, &committed))
@@ -84,7 +84,7 @@ pub(crate) async fn list(call: Call) -> Handled {
 /// `DELETE /v1/api-keys/{id}`. Revoking twice is no error.
 pub(crate) async fn revoke(call: Call) -> Handled {
     row_key(call.captured())?;
-    let now_ms = rt::now_ms();
+    let now_ms = call.app.node.now_ms();
     let rows = rows(&call).await?;
     let Some(target) = rows.iter().find(|r| r.id == call.captured()) else {
         return Err(Problem::missing("no-such-api-key", "no API key has this id"));
@@ -103,7 +103,7 @@ pub(crate) async fn revoke(call: Call) -> Handled {
 }
 
 impl NewApiKey {
-    fn check(self) -> Result<Self, Problem> {
+    fn check(self, now_ms: u64) -> Result<Self, Problem> {
         if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX || self.name.chars().any(char::is_control) {
             let detail = format!("`name` must have 1 to {NAME_BYTES_MAX} bytes and no control characters");
             return Err(Problem::unprocessable(detail));
@@ -116,7 +116,7 @@ impl NewApiKey {
                 format!("`prefixes` takes at most {PREFIXES_MAX} beginnings of keys; leave it out for all keys");
             return Err(Problem::unprocessable(detail));
         }
-        if self.expires_ms.is_some_and(|end| end <= rt::now_ms()) {
+        if self.expires_ms.is_some_and(|end| end <= now_ms) {
             return Err(Problem::unprocessable("`expires_ms` lies in the past"));
         }
         Ok(self)

@@ -2,7 +2,7 @@
 
 use hyper::Method;
 
-use super::{Parameter, Route, Takes, api_keys, entries, feed, keys, log, node, transactions};
+use super::{Parameter, Route, Takes, api_keys, clock, entries, feed, keys, log, node, transactions};
 use crate::auth::Right;
 
 macro_rules! handler {
@@ -230,6 +230,17 @@ pub(crate) static ROUTES: &[Route] = &[
         answers: &[(204, None)],
         problems: &[404, 409, 412, 507],
         handler: handler!(api_keys::revoke),
+    },
+    Route {
+        method: Method::POST,
+        pattern: "/v1/clock/accept",
+        right: Right::AcceptClock,
+        summary: "Accepts a clock that is not believed, for good: the time of blocks moves to it.",
+        query: &[],
+        body: None,
+        answers: &[(201, Some("AcceptedClock"))],
+        problems: &[409, 507],
+        handler: handler!(clock::accept),
     },
     Route {
         method: Method::GET,

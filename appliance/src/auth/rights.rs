@@ -25,6 +25,8 @@ pub(crate) enum Right {
     ReadMetrics,
     /// API keys.
     ManageApiKeys,
+    /// Say that a doubted clock is right.
+    AcceptClock,
 }
 
 /// A role.
@@ -65,7 +67,7 @@ impl Role {
             Right::Anyone => return true,
             Right::ReadKeys | Right::ReadEntries => &[Writer, Reader, Auditor],
             Right::WriteKeys => &[Writer],
-            Right::Erase | Right::ManageApiKeys => &[],
+            Right::Erase | Right::ManageApiKeys | Right::AcceptClock => &[],
             Right::ReadBlocks | Right::ReadStatus => &[Operator, Writer, Reader, Auditor],
             Right::ReadLog => &[Auditor],
             Right::ReadMetrics => &[Operator, Reader],
@@ -88,13 +90,14 @@ impl Right {
             Self::ReadStatus => "read the node's status",
             Self::ReadMetrics => "read metrics",
             Self::ManageApiKeys => "manage API keys",
+            Self::AcceptClock => "accept the node's clock",
         }
     }
 
-    /// Whether it shows the whole log, which is not for principals limited to key prefixes.
+    /// Whether it shows or concerns the whole log, which is not for principals limited to key prefixes.
     pub(crate) fn is_whole_log(self) -> bool {
         match self {
-            Self::ReadBlocks | Self::ReadLog | Self::ManageApiKeys => true,
+            Self::ReadBlocks | Self::ReadLog | Self::ManageApiKeys | Self::AcceptClock => true,
             Self::Anyone
             | Self::ReadKeys
             | Self::WriteKeys

@@ -45,6 +45,7 @@ fn command_lines_of_the_interface_parse() {
         "api-key create --name n --role writer --prefix a --prefix b --days 3 --save f",
         "api-key list",
         "api-key revoke id",
+        "clock accept",
         "completions bash",
         "man d",
         "--output json keys",

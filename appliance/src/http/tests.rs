@@ -70,10 +70,10 @@ async fn serve(limits: Limits) -> Fixture {
     crate::tls::make(data.path(), &crate::tls::Subject::of("test", local)).expect("certificates");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("an address");
-    let tls = TlsAcceptor::from(crate::tls::load(data.path()).expect("TLS"));
-    let metrics = Arc::new(Metrics::new(false));
+    let tls = Live::shared(crate::tls::load(data.path()).expect("TLS"));
+    let metrics = Arc::new(Metrics::new());
     let (stop, stop_seen) = watch::channel(false);
-    let server = Server { listener, tls, limits: Arc::new(limits), handler: handler(), metrics: metrics.clone() };
+    let server = Server { listener, tls, limits: Live::new(limits), handler: handler(), metrics: metrics.clone() };
     let running = tokio::spawn(server.run(stop_seen));
     Fixture { address, connector, data, metrics, stop, running }
 }

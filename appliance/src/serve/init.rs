@@ -7,10 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow, bail};
 use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::{Node, Outcome, rt};
+use tokio::sync::mpsc;
 
 use super::directory::{ADMIN_TOKEN_FILE, DataDirectory, VKEY_FILE};
 use super::node_thread::NodeThread;
-use super::{journal, node_config, run, signalled};
+use super::{Source, journal, node_config, run, signalled};
 use crate::auth::{ApiKey, Role};
 use crate::config::{Config, DATA_FILE};
 use crate::durable::{Mode, write_new};
@@ -66,7 +67,7 @@ pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) 
 
 /// Starts the node for one write and stops it again.
 fn first_admin_key(config: samovar_node::node::Config) -> Result<String> {
-    let issued = ApiKey::issue("first admin key, made by init".into(), Role::Admin, Vec::new(), None);
+    let issued = ApiKey::issue("first admin key, made by init".into(), Role::Admin, Vec::new(), None, rt::now_ms());
     let write = issued.row.store(&issued.id, None, AUTHOR).map_err(|p| anyhow!("storing the admin key: {p:?}"))?;
     let node = NodeThread::start(config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
@@ -110,10 +111,12 @@ pub(crate) fn dev(nodes: u8, data: Option<PathBuf>) -> Result<()> {
     if !data.join(VKEY_FILE).exists() {
         init(&data, None, Some(DEV_LISTEN))?;
     }
-    let config = Config::load(Some(&data.join(DATA_FILE)).filter(|f| f.exists()).map(PathBuf::as_path), Some(&data))?;
-    journal(&config);
+    let source = Source { file: Some(data.join(DATA_FILE)).filter(|f| f.exists()), data: Some(data.clone()) };
+    let config = source.load()?;
+    journal::start(config.level);
     let made = Made::of(&data);
-    run(&config, |address| announce(address, &made), signalled())
+    let (reload, reloads) = mpsc::channel(1);
+    run(source, &config, |address| announce(address, &made), signalled(reload), reloads)
 }
 
 #[allow(clippy::print_stdout, reason = "what `dev` is for")]
