@@ -272,8 +272,11 @@ impl Daemon {
     /// Writes the configuration and asks for a reload, as SIGHUP does.
     fn reload(&self, toml: &str) {
         let text = format!("[listen]\napi = \"127.0.0.1:0\"\n{toml}");
-        let file = std::fs::File::create(self.data.path().join("samovar.toml"));
+        let path = self.data.path().join("samovar.toml");
+        let file = std::fs::File::create(path.with_extension("new"));
         file.and_then(|mut f| f.write_all(text.as_bytes())).expect("written");
+        // At once: an earlier reload may be reading.
+        std::fs::rename(path.with_extension("new"), path).expect("renamed");
         self.reload.blocking_send(()).expect("running");
     }
 
