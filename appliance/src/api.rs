@@ -4,7 +4,6 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -16,23 +15,28 @@ use samovar_node::{Key, Node, Outcome, Write};
 
 use crate::auth::{Auth, Principal, Right};
 use crate::config::{Config, Network};
-use crate::http::{Answer, Asked, Handler, Limits, Payload, RequestBody};
+use crate::http::{Answer, Asked, Handler, Limits, Payload, Peer, RequestBody};
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::tls::ClientKeys;
 
+mod access;
 mod api_keys;
+mod certificates;
 mod clock;
 mod entries;
 mod feed;
 mod idempotency;
 mod keys;
 mod log;
+mod login;
 mod node;
 pub(crate) mod problem;
 mod query;
 mod render;
 mod routes;
 mod transactions;
+mod users;
 
 pub(crate) use routes::ROUTES;
 
@@ -102,6 +106,8 @@ pub(crate) struct App {
     pub(crate) openness: Live<Openness>,
     /// Bounds of the listener; here for the number of watches.
     pub(crate) limits: Live<Limits>,
+    /// How long a session lasts, in milliseconds.
+    pub(crate) session_life_ms: u64,
     /// Turns true when the daemon begins to stop.
     pub(crate) stop: tokio::sync::watch::Receiver<bool>,
     /// When the daemon was ready.
@@ -126,20 +132,23 @@ impl Openness {
 }
 
 impl App {
-    /// An API over a node.
+    /// An API over a node. Called on the runtime of the listener.
     pub(crate) fn new(
         node: Node,
-        limits: Live<Limits>,
-        openness: Live<Openness>,
+        config: &Config,
+        live: (Live<Limits>, Live<Openness>),
+        clients: Arc<ClientKeys>,
         metrics: Arc<Metrics>,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
+        tokio::spawn(Auth::follow_certificates(node.clone(), clients.clone()));
         Arc::new(Self {
-            auth: Auth::new(node.clone()),
+            auth: Auth::new(node.clone(), &config.data, clients, &metrics),
             node,
             metrics,
-            openness,
-            limits,
+            limits: live.0,
+            openness: live.1,
+            session_life_ms: config.session_life_ms,
             stop,
             started: std::time::Instant::now(),
             running: Running::default(),
@@ -162,8 +171,8 @@ pub(crate) struct Call {
     /// Header of the request.
     pub(crate) head: Parts,
     body: Option<RequestBody>,
-    /// Address of the peer.
-    pub(crate) peer: IpAddr,
+    /// Who is at the other end of the connection.
+    pub(crate) peer: Peer,
     /// Query parameters, each at most once, all known to the route.
     pub(crate) query: Values,
     captured: std::ops::Range<usize>,
@@ -178,7 +187,7 @@ async fn dispatch(app: Arc<App>, asked: Asked) -> Answer {
     };
     let mut actor = None;
     let handled = async {
-        let principal = admit(&app, route.right, &head, peer).await?;
+        let principal = admit(&app, route.right, &head, &peer).await?;
         actor = Some(principal.id.clone());
         let query = Values::parse(head.uri.query(), route.query)?;
         if route.body.is_none() {
@@ -220,15 +229,14 @@ fn capture(pattern: &str, path: &str) -> Option<std::ops::Range<usize>> {
 }
 
 /// Who asks, if it may do what the route does.
-async fn admit(app: &App, right: Right, head: &Parts, peer: IpAddr) -> Result<Arc<Principal>, Problem> {
+async fn admit(app: &App, right: Right, head: &Parts, peer: &Peer) -> Result<Arc<Principal>, Problem> {
     let open = match right {
-        Right::Anyone => true,
         Right::ReadLog => app.openness.get().public,
-        Right::ReadMetrics => app.openness.get().metrics_allow.iter().any(|n| n.contains(peer)),
-        _ => false,
+        Right::ReadMetrics => app.openness.get().metrics_allow.iter().any(|n| n.contains(peer.address)),
+        other => other.is_open(),
     };
     if open {
-        return Ok(Principal::anonymous());
+        return Ok(Arc::new(Principal::anonymous()));
     }
     let principal = app.auth.authenticate(&head.headers, peer).await?;
     principal.require(right)?;
@@ -268,7 +276,7 @@ impl Call {
         if self.principal.covers(key) {
             return Ok(());
         }
-        Err(Problem::forbidden("the key is outside the prefixes of your API key"))
+        Err(Problem::forbidden("the key is outside the prefixes that you are limited to"))
     }
 
     /// Hands a transaction to the node; a refusal is a problem.

@@ -19,7 +19,10 @@ mod clock;
 mod keys;
 mod manual;
 mod proofs;
+mod rotate;
+mod secret;
 mod status;
+mod user;
 mod watch;
 
 pub(crate) use proofs::log_key;
@@ -106,9 +109,15 @@ enum Command {
     Prove(proofs::Prove),
     /// Verify a receipt or proof, offline
     Verify(proofs::Verify),
-    /// Make, list and revoke API keys
+    /// Users: people and service accounts, their passwords, sessions and certificates
+    #[command(subcommand)]
+    User(user::User),
+    /// Make, list, disable and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::ApiKey),
+    /// Replace secrets of the ledger by new ones
+    #[command(subcommand)]
+    Rotate(rotate::Rotate),
     /// Say that a clock is right which the node does not believe
     #[command(subcommand)]
     Clock(clock::Clock),
@@ -201,7 +210,9 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::Import(c) => crate::import::run(&c, format).await,
         Command::Receipt(c) => proofs::receipt(&c).await,
         Command::Prove(c) => proofs::prove(&c).await,
+        Command::User(c) => user::run(&c, format).await,
         Command::ApiKey(c) => api_key::run(&c, format).await,
+        Command::Rotate(c) => rotate::run(&c, format).await,
         Command::Clock(c) => clock::run(&c, format).await,
         Command::Export(c) => crate::export::run(&c, format).await,
         Command::Init { .. }

@@ -12,7 +12,8 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper_util::rt::TokioIo;
 use samovar_node::rt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
@@ -23,7 +24,7 @@ mod target;
 pub(crate) use failure::{Error, Problem};
 pub(crate) use target::Target;
 
-use target::Resolved;
+use target::{Resolved, Way};
 
 /// Longest wait for a connection with its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +49,7 @@ pub(crate) struct Client {
     target: Arc<Resolved>,
     /// Connections with no request on them; the lock is never held across a wait.
     idle: Arc<Mutex<Vec<Connection>>>,
+    anonymous: bool,
 }
 
 /// A request to be sent, perhaps several times.
@@ -145,7 +147,13 @@ impl Answer {
 impl Client {
     /// Reads what the target names. Connects to nothing yet.
     pub(crate) fn open(target: &Target) -> Result<Self, Error> {
-        Ok(Self { target: Arc::new(target.resolve()?), idle: Arc::default() })
+        Ok(Self { target: Arc::new(target.resolve()?), idle: Arc::default(), anonymous: false })
+    }
+
+    /// The same node, asked without a token: a login is nobody's request yet.
+    pub(crate) fn without_token(mut self) -> Self {
+        self.anonymous = true;
+        self
     }
 
     /// URL of the node.
@@ -227,7 +235,7 @@ impl Client {
         headers.extend(request.headers.clone());
         headers.insert(header::HOST, self.target.authority.clone());
         headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("samovar/", env!("CARGO_PKG_VERSION"))));
-        if let Some(bearer) = &self.target.bearer {
+        if let Some(bearer) = self.target.bearer.as_ref().filter(|_| !self.anonymous) {
             headers.insert(header::AUTHORIZATION, bearer.clone());
         }
         Ok(message)
@@ -241,12 +249,21 @@ impl Client {
     }
 
     async fn connect_unbounded(&self) -> Result<Connection, Error> {
-        let t = &self.target;
-        let tcp = TcpStream::connect((t.host.as_str(), t.port)).await.map_err(|e| Error::unreachable(&t.url, &e))?;
-        tcp.set_nodelay(true).map_err(|e| Error::unreachable(&t.url, &e))?;
-        let tls = TlsConnector::from(t.tls.clone()).connect(t.server_name.clone(), tcp).await;
-        let tls = tls.map_err(|e| Error::unreachable(&t.url, &e))?;
-        let (connection, driver) = handshake(TokioIo::new(tls)).await.map_err(|e| Error::lost(&t.url, &e, false))?;
+        let unreachable = |e: std::io::Error| Error::unreachable(&self.target.url, &e);
+        match &self.target.way {
+            Way::Local(socket) => self.begin(UnixStream::connect(socket).await.map_err(unreachable)?).await,
+            Way::Tls { host, port, server_name, tls } => {
+                let tcp = TcpStream::connect((host.as_str(), *port)).await.map_err(unreachable)?;
+                tcp.set_nodelay(true).map_err(unreachable)?;
+                let tls = TlsConnector::from(tls.clone()).connect(server_name.clone(), tcp).await;
+                self.begin(tls.map_err(unreachable)?).await
+            }
+        }
+    }
+
+    async fn begin(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connection, Error> {
+        let begun = handshake(TokioIo::new(stream)).await;
+        let (connection, driver) = begun.map_err(|e| Error::lost(&self.target.url, &e, false))?;
         rt::spawn(async move { driver.await.ok() });
         Ok(connection)
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::auth::LIFE_MS_MAX;
 use crate::http::Limits;
 
 mod nearest;
@@ -89,6 +90,11 @@ sections! {
         queue: usize = 4096,
         /// Page cache of the store; it takes about twice that in memory.
         cache: Size = Size(8 << 20),
+    }
+    /// Users and their sessions.
+    auth: AuthSection {
+        /// How long a session lasts after a login: one minute to 24 hours.
+        session_life: Span = Span::seconds(3600),
     }
     /// Bounds of the HTTPS listener. What happens at each of them stands in docs/reference/api.md.
     limits: LimitsSection {
@@ -191,6 +197,8 @@ pub(crate) struct Config {
     pub(crate) cache_bytes: u64,
     /// Bounds of the listener.
     pub(crate) limits: Limits,
+    /// How long a session lasts, in milliseconds.
+    pub(crate) session_life_ms: u64,
     /// Networks that may read metrics.
     pub(crate) metrics_allow: Vec<Network>,
     /// Least level of the journal.
@@ -268,6 +276,11 @@ impl ConfigFile {
         if !(1 << 20..=1 << 30).contains(&self.store.cache.0) {
             return Err(format!("store.cache is {}, it must lie between 1MiB and 1GiB", self.store.cache));
         }
+        let life = self.auth.session_life;
+        let session_life_ms = u64::try_from(life.0.as_millis()).unwrap_or(u64::MAX);
+        if !(60_000..=LIFE_MS_MAX).contains(&session_life_ms) {
+            return Err(format!("auth.session_life is {life}, it must lie between 1m and 24h"));
+        }
         Ok(Config {
             data: self.node.data,
             listen: self.listen.api,
@@ -276,6 +289,7 @@ impl ConfigFile {
             queue_max: self.store.queue,
             cache_bytes: self.store.cache.0,
             limits,
+            session_life_ms,
             metrics_allow: self.metrics.allow,
             level: self.journal.level,
         })

@@ -12,7 +12,8 @@
 //! | work | `request_deadline` | 503 |
 //! | client takes no byte, or not the whole answer | `write_timeout`, `response_deadline` | connection cut |
 //!
-//! ALPN alone decides between HTTP/1.1 and HTTP/2. One `current_thread` runtime runs all of it.
+//! ALPN alone decides between HTTP/1.1 and HTTP/2. One `current_thread` runtime runs all of it. The node's Unix socket has
+//! the same bounds, less the handshake.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -23,7 +24,7 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::api::problem::Problem;
@@ -40,6 +41,8 @@ mod shape;
 
 pub(crate) use answer::{Answer, RequestId};
 pub(crate) use body::{Payload, RequestBody};
+pub(crate) use registry::network_of;
+
 use registry::Registry;
 
 /// Bounds of the listener. Times are wall time, sizes bytes.
@@ -89,10 +92,30 @@ pub(crate) struct Asked {
     pub(crate) head: Parts,
     /// The body, not read yet.
     pub(crate) body: RequestBody,
-    /// Address of the peer; forwarded-for headers never count.
-    pub(crate) peer: IpAddr,
+    /// Who sent it, as far as the connection says; forwarded-for headers never count.
+    pub(crate) peer: Peer,
     /// Id of the request.
     pub(crate) id: RequestId,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Its address; unspecified (`0.0.0.0`) on the Unix socket.
+    pub(crate) address: IpAddr,
+    /// What it has proved by connecting.
+    pub(crate) proved: Proved,
+}
+
+/// What a connection proves of its other end, before any request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proved {
+    /// Nothing.
+    Nothing,
+    /// In the TLS handshake: that it has the private half of the public key with this hash ([`crate::tls::key_hash`]).
+    Key([u8; 32]),
+    /// To the kernel: that it is a process of this user, on the Unix socket. It is root or the daemon's own user.
+    User(u32),
 }
 
 /// What a handler returns.
@@ -109,6 +132,8 @@ pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) struct Server {
     /// Bound and listening.
     pub(crate) listener: TcpListener,
+    /// The node's Unix socket: HTTP/1.1 for root and the daemon's own user, without TLS.
+    pub(crate) local: Option<UnixListener>,
     /// What TLS handshakes are done with.
     pub(crate) tls: Live<rustls::ServerConfig>,
     /// Bounds.
@@ -134,7 +159,7 @@ impl Server {
     /// Serves until `stop` turns true, then lets requests in flight finish within `stop_deadline`, then closes the
     /// listener.
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
-        let Self { listener, tls, limits, handler, metrics } = self;
+        let Self { listener, local, tls, limits, handler, metrics } = self;
         let registry = Registry::new(limits.clone(), metrics.clone());
         let (started, access) = (tokio::time::Instant::now(), access::Budget::default());
         let shared = Arc::new(Shared { tls, limits, handler, metrics, registry, started, access });
@@ -152,9 +177,24 @@ impl Server {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
+                accepted = accept_local(local.as_ref()) => match accepted {
+                    Ok(socket) => connection::admit_local(&shared, socket),
+                    Err(error) => {
+                        tracing::warn!(%error, "accepting a connection on the Unix socket failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
             }
         }
         shared.registry.drain(&mut sweep).await;
+    }
+}
+
+/// The next connection on the Unix socket; never one without a socket.
+async fn accept_local(listener: Option<&UnixListener>) -> std::io::Result<UnixStream> {
+    match listener {
+        Some(listener) => listener.accept().await.map(|(socket, _)| socket),
+        None => std::future::pending().await,
     }
 }
 
@@ -164,7 +204,7 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Runs the handler within the deadline and dresses its answer.
-async fn answer(shared: &Shared, request: Request<Incoming>, peer: IpAddr) -> Response<Payload> {
+async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Response<Payload> {
     let begun = tokio::time::Instant::now();
     let (head, incoming) = request.into_parts();
     let id = RequestId::of(&head.headers);
@@ -188,7 +228,7 @@ async fn answer(shared: &Shared, request: Request<Incoming>, peer: IpAddr) -> Re
     shared.metrics.request(method, outcome.route, outcome.response.status(), begun.elapsed());
     let (budget, elapsed, metrics) = (&shared.access, shared.started.elapsed(), &shared.metrics);
     let records = access::Records { budget, elapsed, per_second_max: limits.access_records_max, metrics };
-    record.write(&outcome, &id, peer, begun.elapsed(), &records);
+    record.write(&outcome, &id, peer.address, begun.elapsed(), &records);
     outcome.dress(&id, headless)
 }
 

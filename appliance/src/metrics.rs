@@ -67,6 +67,9 @@ pub(crate) struct Metrics {
     cut: Family<ReasonLabels, Counter>,
     handshakes: Family<ResultLabels, Counter>,
     access_omitted: Counter,
+    logins: Family<ResultLabels, Counter>,
+    /// Runs of argon2.
+    pub(crate) password_hashes: Counter,
     /// Watches that are open.
     pub(crate) watches: UGauge,
     node: NodeGauges,
@@ -144,6 +147,8 @@ impl Metrics {
             cut: Family::default(),
             handshakes: Family::default(),
             access_omitted: Counter::default(),
+            logins: Family::default(),
+            password_hashes: Counter::default(),
             watches: Gauge::default(),
             node: NodeGauges::default(),
         };
@@ -172,6 +177,8 @@ impl Metrics {
         r.register("samovar_tls_handshakes", "TLS handshakes, by result", self.handshakes.clone());
         let omitted = "Access records not written because their second had its share";
         r.register("samovar_access_records_omitted", omitted, self.access_omitted.clone());
+        r.register("samovar_logins", "Logins, by result", self.logins.clone());
+        r.register("samovar_password_hashes", "Runs of argon2", self.password_hashes.clone());
         r.register("samovar_watches", "Open watches", self.watches.clone());
     }
 
@@ -267,6 +274,11 @@ impl Metrics {
     /// An access record was left out.
     pub(crate) fn access_record_omitted(&self) {
         self.access_omitted.inc();
+    }
+
+    /// A login ended.
+    pub(crate) fn login(&self, result: &'static str) {
+        self.logins.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// A TLS handshake ended.

@@ -44,7 +44,10 @@ fn build() -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas::all(),
-            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
+            "securitySchemes": {
+                "token": { "type": "http", "scheme": "bearer", "description": "An API key or a session token." },
+                "certificate": { "type": "mutualTLS", "description": "A client certificate with a registered key." },
+            },
         },
     })
 }
@@ -59,8 +62,8 @@ fn operation(route: &Route, method: &Method) -> Value {
         "parameters": parameters(route),
         "responses": responses(route, method),
     });
-    if route.right != Right::Anyone {
-        operation["security"] = json!([{ "token": [] }]);
+    if !route.right.is_open() {
+        operation["security"] = json!([{ "token": [] }, { "certificate": [] }]);
     }
     if let Some(body) = route.body {
         operation["requestBody"] = json!({ "required": body != "bytes", "content": content(body, "*/*") });
@@ -74,6 +77,8 @@ fn parameters(route: &Route) -> Vec<Value> {
             "n" | "height" => schemas::number(),
             "key" => schemas::key(),
             "id" => json!({ "type": "string", "pattern": "^[0-9a-f]{16}$" }),
+            "user" => schemas::user(),
+            "hash" => schemas::hash(),
             _ => json!({ "type": "string" }),
         };
         json!({ "name": name, "in": "path", "required": true, "schema": schema })
@@ -95,6 +100,9 @@ fn parameters(route: &Route) -> Vec<Value> {
     }
     if route.right == Right::WriteKeys {
         all.push(header("Idempotency-Key", "1 to 128 visible ASCII characters; makes a retry safe.", "^[!-~]{1,128}$"));
+    }
+    if matches!((&route.method, route.pattern), (&Method::PUT, "/v1/users/{user}" | "/v1/api-keys/{id}")) {
+        all.push(header("If-Match", "The revision that the change is based on, in quotes.", TAG));
     }
     if route.pattern == "/v1/watch" {
         all.push(header("Last-Event-ID", "Id of the last event seen.", "^(0|[1-9][0-9]{0,18})$"));
@@ -123,7 +131,7 @@ fn responses(route: &Route, method: &Method) -> Value {
         all.insert(status.to_string(), answer);
     }
     let secured = [401, 403];
-    let secured: &[u16] = if route.right == Right::Anyone { &[] } else { &secured };
+    let secured: &[u16] = if route.right.is_open() { &[] } else { &secured };
     for status in PROBLEMS_EVERYWHERE.iter().chain(secured).chain(route.problems) {
         let mut answer = json!({ "description": reason(*status) });
         if *method != Method::HEAD {

@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::{Node, rt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -26,12 +27,15 @@ mod directory;
 mod heartbeat;
 mod init;
 mod journal;
+mod local;
 mod machine_clock;
 mod node_thread;
 mod notify;
 mod reload;
 
+pub(crate) use directory::ADMIN_TOKEN_FILE;
 pub(crate) use init::{dev, init};
+pub(crate) use local::SOCKET_FILE;
 pub(crate) use reload::Source;
 
 use directory::DataDirectory;
@@ -62,7 +66,8 @@ fn run(
 ) -> Result<()> {
     let directory = DataDirectory::open(&config.data)?;
     raise_descriptor_limit(config.limits.connections_max)?;
-    let settings = Settings::new(source, config.clone(), tls::load(directory.path())?);
+    let tls = tls::load_or_renew(directory.path(), || subject(config, directory.path()))?;
+    let settings = Settings::new(source, config.clone(), tls);
     let listener = bind(config.listen)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     notify::status("Replaying the raft log");
@@ -75,6 +80,7 @@ fn run(
     });
 
     notify::stopping("Making everything durable");
+    local::remove(directory.path());
     let stopped = node.stop();
     drop(directory);
     served.and(stopped)
@@ -99,11 +105,13 @@ async fn listen(
     let Events { ready, stop, reloads, ended } = events;
     let (stopping, stop_seen) = watch::channel(false);
     let metrics = Arc::new(Metrics::new());
-    let (tls, limits) = (settings.tls.clone(), settings.limits.clone());
-    let app = App::new(node.clone(), limits.clone(), settings.openness.clone(), metrics.clone(), stop_seen.clone());
+    let (tls, limits, clients) = (settings.tls.clone(), settings.limits.clone(), settings.clients.clone());
+    let live = (limits.clone(), settings.openness.clone());
+    let app = App::new(node.clone(), config, live, clients, metrics.clone(), stop_seen.clone());
+    let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;
     let address = listener.local_addr().context("asking for the listening address")?;
-    let server = Server { listener, tls, limits, handler: app.handler(), metrics };
+    let server = Server { listener, local, tls, limits, handler: app.handler(), metrics };
     let serving = tokio::spawn(server.run(stop_seen));
     write_url(&config.data, address)?;
     // Once systemd knows that we are ready it may send signals, so they are watched before.
@@ -146,6 +154,12 @@ fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
         queue_max: config.queue_max,
         cache_bytes: config.cache_bytes,
     }
+}
+
+/// What this machine's certificate is for.
+fn subject(config: &Config, data: &Path) -> Result<tls::Subject> {
+    let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+    Ok(tls::Subject::of(&Node::name_of(&disk, data)?, config.listen.ip()))
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener> {

@@ -19,6 +19,14 @@ use time::{Duration, OffsetDateTime};
 
 use crate::durable::{Mode, sync_directory, write_new};
 
+mod clients;
+mod renew;
+
+pub(crate) use clients::{ClientKeys, key_hash};
+pub(crate) use renew::load_or_renew;
+
+use clients::AnyKey;
+
 /// CA certificate, for clients, in the data directory.
 pub(crate) const CA_FILE: &str = "ca.pem";
 /// Directory of the keys, in the data directory.
@@ -26,8 +34,12 @@ const DIRECTORY: &str = "tls";
 const CA_KEY_FILE: &str = "ca.key";
 const NODE_CERTIFICATE_FILE: &str = "node.pem";
 const NODE_KEY_FILE: &str = "node.key";
+/// Before the name of the CA's first machine, in its subject.
+const CA_NAME: &str = "Samovar CA of ";
 /// Ten years.
 const CA_DAYS: i64 = 3653;
+/// What the CA's key is for.
+const CA_KEY_USAGES: [KeyUsagePurpose; 2] = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
 /// Apple's libraries refuse server certificates that live longer than 825 days.
 const NODE_DAYS: i64 = 820;
 /// Clocks of clients may be behind by this much.
@@ -74,6 +86,21 @@ impl Subject {
     }
 }
 
+impl Subject {
+    /// What every CA of ours permits, whatever the machine was called when it was made.
+    fn local(&self) -> Self {
+        let is_local = |name: &str| {
+            LOCAL_DOMAINS
+                .iter()
+                .any(|d| name.strip_suffix(d).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+        };
+        Self {
+            names: self.names.iter().filter(|name| is_local(name)).cloned().collect(),
+            addresses: self.addresses.iter().filter(|address| address.is_loopback()).copied().collect(),
+        }
+    }
+}
+
 fn is_dns_name(text: &str) -> bool {
     let label = |l: &str| {
         (1..=63).contains(&l.len())
@@ -115,10 +142,9 @@ fn now() -> Result<OffsetDateTime> {
 fn ca_params(subject: &Subject) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     let name = subject.names.iter().find(|n| *n != "localhost").map_or("localhost", String::as_str);
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, format!("Samovar CA of {name}"));
+    params.distinguished_name = ca_name(name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.key_usages = CA_KEY_USAGES.to_vec();
     params.not_before = now()? - BACKDATED;
     params.not_after = now()? + Duration::days(CA_DAYS);
     let names = LOCAL_DOMAINS.into_iter().map(str::to_owned).chain(subject.names.iter().cloned());
@@ -129,6 +155,13 @@ fn ca_params(subject: &Subject) -> Result<CertificateParams> {
         .collect();
     params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
     Ok(params)
+}
+
+/// The subject of the CA whose first machine is `name`.
+fn ca_name(name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, format!("{CA_NAME}{name}"));
+    subject
 }
 
 fn full_prefix(address: IpAddr) -> u8 {
@@ -148,34 +181,74 @@ fn node_params(subject: &Subject) -> Result<CertificateParams> {
     Ok(params)
 }
 
-/// The TLS configuration of the API: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1, session tickets.
-pub(crate) fn load(data: &Path) -> Result<Arc<rustls::ServerConfig>> {
-    let directory = data.join(DIRECTORY);
-    let read = |name: &str| {
-        let path = directory.join(name);
-        std::fs::read(&path).with_context(|| format!("reading {}; `samovar init` makes it", path.display()))
-    };
-    let chain = CertificateDer::pem_slice_iter(&read(NODE_CERTIFICATE_FILE)?)
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(|| {
-            format!(
-                "{} holds no certificate in PEM: restore it from a backup",
-                directory.join(NODE_CERTIFICATE_FILE).display()
-            )
+/// TLS of the API.
+pub(crate) struct Loaded {
+    /// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1, session tickets, client certificates when they are asked for.
+    pub(crate) config: Arc<rustls::ServerConfig>,
+    /// What it shares with the API about client certificates.
+    pub(crate) clients: Arc<ClientKeys>,
+}
+
+/// Loads the node's certificate and key.
+pub(crate) fn load(data: &Path) -> Result<Loaded> {
+    let own = Own::read(data)?;
+    let clients = Arc::new(ClientKeys::new(own.hash));
+    Ok(Loaded { config: own.config(&clients)?, clients })
+}
+
+/// Loads them again, for who shares `clients` already.
+pub(crate) fn reload(data: &Path, clients: &Arc<ClientKeys>) -> Result<Arc<rustls::ServerConfig>> {
+    let own = Own::read(data)?;
+    let hash = own.hash;
+    let config = own.config(clients)?;
+    clients.renew(hash);
+    Ok(config)
+}
+
+/// What the node proves itself with.
+struct Own {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    /// Of its public key.
+    hash: [u8; 32],
+}
+
+impl Own {
+    fn read(data: &Path) -> Result<Self> {
+        let directory = data.join(DIRECTORY);
+        let read = |name: &str| {
+            let path = directory.join(name);
+            std::fs::read(&path).with_context(|| format!("reading {}; `samovar init` makes it", path.display()))
+        };
+        let chain = CertificateDer::pem_slice_iter(&read(NODE_CERTIFICATE_FILE)?)
+            .collect::<Result<Vec<_>, _>>()
+            .with_context(|| {
+                format!(
+                    "{} holds no certificate in PEM: restore it from a backup",
+                    directory.join(NODE_CERTIFICATE_FILE).display()
+                )
+            })?;
+        let key = PrivateKeyDer::from_pem_slice(&read(NODE_KEY_FILE)?).with_context(|| {
+            format!("{} holds no private key in PEM: restore it from a backup", directory.join(NODE_KEY_FILE).display())
         })?;
-    let key = PrivateKeyDer::from_pem_slice(&read(NODE_KEY_FILE)?).with_context(|| {
-        format!("{} holds no private key in PEM: restore it from a backup", directory.join(NODE_KEY_FILE).display())
-    })?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .context("choosing TLS versions")?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .context("the node's certificate and key in tls/ do not fit: restore both from a backup")?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = rustls::crypto::ring::Ticketer::new().context("making session ticket keys")?;
-    Ok(Arc::new(config))
+        let hash = chain.first().and_then(key_hash).context("the node's certificate in tls/ is none: restore it")?;
+        Ok(Self { chain, key, hash })
+    }
+
+    /// TLS with it.
+    fn config(self, clients: &Arc<ClientKeys>) -> Result<Arc<rustls::ServerConfig>> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = AnyKey { keys: clients.clone(), algorithms: provider.signature_verification_algorithms };
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .context("choosing TLS versions")?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_single_cert(self.chain, self.key)
+            .context("the node's certificate and key in tls/ do not fit: restore both from a backup")?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.ticketer = rustls::crypto::ring::Ticketer::new().context("making session ticket keys")?;
+        Ok(Arc::new(config))
+    }
 }
 
 #[cfg(test)]

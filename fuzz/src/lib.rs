@@ -4,11 +4,15 @@
 //! and every file under `fuzz/corpus/NAME/` is tried as it is, then mutations of them: bolero chooses what to change, so
 //! a failure is made small and printed with the seed that repeats it. An input that once failed is kept as a file there.
 //!
+//! What chance does not find stands in [`forge`]: proof files changed on purpose.
+//!
 //! Each target runs two seconds, or as many as `SAMOVAR_FUZZ_SECONDS` says: `tests/fuzz` runs all of them long.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+pub mod forge;
 
 /// How long a target runs when nothing else is said.
 const SECONDS_DEFAULT: u64 = 2;

@@ -208,7 +208,8 @@ impl Notary {
         Ok(Source { line, path: self.inclusion(index, size)? })
     }
 
-    /// The receipt of an entry, with the values still held and proof of what was erased.
+    /// The receipt of an entry, with the values still held and proof of what was erased. Values of the system state hold
+    /// hashes of secrets; a receipt goes into other hands, so it withholds them.
     pub(crate) async fn receipt(&self, index: u64, wait: bool) -> Result<String, Error> {
         let record = self.ledger.record(index)?;
         let erased = record.openings.iter().map(|(_, opening)| match opening {
@@ -217,8 +218,9 @@ impl Notary {
         });
         let published = self.covering(erased.max().unwrap_or(index).max(index), wait).await?;
         let mut openings = Vec::with_capacity(record.openings.len());
-        for (_, opening) in record.openings {
+        for (key, opening) in record.openings {
             openings.push(match opening {
+                view::Opening::Value { .. } if key.is_reserved() => Opening::Withheld,
                 view::Opening::Value { salt, value } => Opening::Value { salt, value },
                 view::Opening::Erased { erased_by } => {
                     Opening::Erased(Erasure { index: erased_by, source: self.source(erased_by, published.size)? })

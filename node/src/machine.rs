@@ -19,7 +19,7 @@ use crate::state_root::{KeyHash, Lookup, Slot, SlotState};
 use crate::store::outcomes::{self, Kept, RequestKey};
 use crate::store::{Batch, Tree, entries, values};
 
-/// A revision list row is written each time a key has this many more revisions.
+/// A row marks a key's revision each time it has this many more.
 pub(crate) const HISTORY_STRIDE: u32 = 64;
 
 /// What one raft entry asks of the machine.
@@ -203,8 +203,8 @@ impl<'a> Draft<'a> {
         }
         let entry = Transaction { time_ms: self.time_ms, author: write.author.as_str().into(), changes };
         self.push_line(Entry::Transaction(entry).to_line(), slot);
-        for (operation, (hash, _)) in write.operations.iter().zip(&currents) {
-            self.note_history(operation.key(), hash)?;
+        for (hash, _) in &currents {
+            self.note_history(hash)?;
         }
         Ok(Outcome::Committed(Committed { transaction, block: self.chain.head.height + 1, created }))
     }
@@ -346,24 +346,14 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Writes the list of a key's last revisions when a stride is full, so that a read of the past need not walk far.
-    fn note_history(&mut self, key: &Key, hash: &KeyHash) -> Result<(), Error> {
+    /// Marks every [`HISTORY_STRIDE`]th revision of a key, so that a read of the past starts near it.
+    fn note_history(&mut self, hash: &KeyHash) -> Result<(), Error> {
         let Some(current) = self.current(hash)? else { return Ok(()) };
-        if current.versions % HISTORY_STRIDE != 0 || current.revision + 1 != self.next_index() {
-            return Ok(());
+        // An erase leaves the revision where it is.
+        if current.versions % HISTORY_STRIDE == 0 && current.revision + 1 == self.next_index() {
+            let row_key = history_key(hash, current.versions / HISTORY_STRIDE);
+            self.batch.put(Tree::History, &row_key, current.revision.to_be_bytes().to_vec());
         }
-        let mut revisions = vec![current.revision];
-        while revisions.len() < HISTORY_STRIDE as usize {
-            let at = revisions[revisions.len() - 1];
-            let line = self.stored(at)?.line;
-            match previous_of(&line, key.as_str()).map_err(|e| damaged_entry(at, &e))? {
-                Some(previous) => revisions.push(previous),
-                None => break,
-            }
-        }
-        let row: Vec<u8> = revisions.iter().rev().flat_map(|r| r.to_be_bytes()).collect();
-        let row_key = [&hash.0[..16], &(current.versions / HISTORY_STRIDE).to_be_bytes()].concat();
-        self.batch.put(Tree::History, &row_key, row);
         Ok(())
     }
 
@@ -433,6 +423,14 @@ impl<'a> Draft<'a> {
         };
         Ok(())
     }
+}
+
+/// Row key of the mark of a key's revision number `mark` × [`HISTORY_STRIDE`].
+pub(crate) fn history_key(hash: &KeyHash, mark: u32) -> [u8; 20] {
+    let mut key = [0; 20];
+    key[..16].copy_from_slice(&hash.0[..16]);
+    key[16..].copy_from_slice(&mark.to_be_bytes());
+    key
 }
 
 /// Row key of one half of a full tile.

@@ -1,6 +1,6 @@
 //! [`Node`]: the only door to the ledger. Opens, starts and stops its parts, and keeps what has been written durable.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::identity::{Identity, Keys};
 use crate::ledger::Ledger;
 use crate::raft::{Consensus, Job, Ping, ReadJob};
 use crate::rt;
-use crate::store::{Rows, SledRows};
+use crate::store::{Engine, Rows, SledRows};
 use crate::tiles::TILE_WIDTH;
 use crate::view::{
     ApplyStages, BlockRow, Consistency, Found, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status,
@@ -100,14 +100,22 @@ impl Node {
         Ok(identity.log_info(&keys))
     }
 
+    /// Name of the node whose data directory this is.
+    ///
+    /// # Errors
+    /// As [`Node::start`], when `node.json` or a key beside it is damaged or missing.
+    pub fn name_of(disk: &Arc<dyn Disk>, data: &Path) -> Result<String, Error> {
+        Identity::load(disk.as_ref(), data).map(|(identity, _)| identity.name)
+    }
+
     /// Opens the data directory, replays, and serves. Must be called on the runtime that is to run the node's tasks.
     ///
     /// # Errors
     /// [`Error::Corrupt`] names what is damaged and what to do; nothing is changed then.
     pub async fn start(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
         let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
-        let rows = Rows::Sled(Arc::new(SledRows::open(&config.data.join("store"), config.cache_bytes)?));
-        Self::start_on(disk, config, identity, keys, rows).await
+        let engine = Engine::Sled(Arc::new(SledRows::open(&config.data.join("store"), config.cache_bytes)?));
+        Self::start_on(disk, config, identity, keys, Rows::over(engine)).await
     }
 
     /// [`Node::start`] over any rows.

@@ -309,4 +309,4 @@ impl<'a> Signature<'a> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -6,7 +6,7 @@ use crate::command::{Key, RESERVED_PREFIX};
 use crate::entry::{Change as EntryChange, Entry};
 use crate::error::Error;
 use crate::ledger::{BlockPlace, Ledger, block_row, first_of_block, key_hash};
-use crate::machine::{HISTORY_STRIDE, damaged_entry, previous_of};
+use crate::machine::{HISTORY_STRIDE, damaged_entry, history_key, previous_of};
 use crate::salts;
 use crate::state_root::KeyHash;
 use crate::store::{Tree, entries, values};
@@ -42,32 +42,19 @@ impl Ledger {
         Ok(Reading { block: height, found })
     }
 
-    /// The newest put or deletion of a key at or below index `end`. Full lists of revisions answer at once; above them
-    /// lies a walk of less than a stride.
+    /// The newest put or deletion of a key at or below index `end`: a binary search among the marks, then a walk of less
+    /// than a stride.
     fn revision_at(&self, key: &Key, newest: u64, versions: u32, end: u64) -> Result<Option<u64>, Error> {
-        if newest <= end {
-            return Ok(Some(newest));
-        }
         let hash = key_hash(key);
-        let full_lists = versions / HISTORY_STRIDE;
-        // The first list that ends above `end`.
-        let (mut low, mut high) = (1, full_lists + 1);
+        let marks = versions / HISTORY_STRIDE;
+        // The first mark above `end`.
+        let (mut low, mut high) = (1, marks + 1);
         while low < high {
             let middle = low.midpoint(high);
-            if self.revisions(&hash, middle)?.last().is_some_and(|last| *last > end) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
+            if self.mark(&hash, middle)? > end { high = middle } else { low = middle + 1 }
         }
-        if low > full_lists {
-            return self.walk(key, newest, end);
-        }
-        let within = self.revisions(&hash, low)?.into_iter().rfind(|revision| *revision <= end);
-        match within {
-            None if low > 1 => Ok(self.revisions(&hash, low - 1)?.last().copied()),
-            within => Ok(within),
-        }
+        let start = if low > marks { newest } else { self.mark(&hash, low)? };
+        self.walk(key, start, end)
     }
 
     fn walk(&self, key: &Key, newest: u64, end: u64) -> Result<Option<u64>, Error> {
@@ -82,11 +69,11 @@ impl Ledger {
         Ok(Some(at))
     }
 
-    /// List number `list` (from 1) of a key's revisions, oldest first.
-    fn revisions(&self, hash: &KeyHash, list: u32) -> Result<Vec<u64>, Error> {
-        let row = self.rows.get(Tree::History, &[&hash.0[..16], &list.to_be_bytes()].concat())?;
-        let row = row.ok_or_else(|| Error::Corrupt(format!("list {list} of a key's revisions is missing")))?;
-        Ok(row.as_chunks::<8>().0.iter().map(|r| u64::from_be_bytes(*r)).collect())
+    /// A key's revision number `mark` × [`HISTORY_STRIDE`].
+    fn mark(&self, hash: &KeyHash, mark: u32) -> Result<u64, Error> {
+        let row = self.rows.get(Tree::History, &history_key(hash, mark))?;
+        let revision = row.as_deref().and_then(|row| Some(u64::from_be_bytes(*row.as_array()?)));
+        revision.ok_or_else(|| Error::Corrupt(format!("mark {mark} of a key's revisions is missing")))
     }
 
     /// The value that the entry `revision` put under a key.

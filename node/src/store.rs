@@ -10,6 +10,7 @@
 #[cfg(test)]
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +22,10 @@ use crate::error::Error;
 pub(crate) mod entries;
 pub(crate) mod names;
 pub(crate) mod outcomes;
+mod pending;
 pub(crate) mod values;
+
+pub(crate) use pending::Rows;
 
 /// Largest row, in bytes. A sled leaf of 16 rows stays below 128 KiB.
 pub(crate) const ROW_BYTES_MAX: usize = 4096;
@@ -46,7 +50,7 @@ pub(crate) enum Tree {
     Blocks,
     /// Key names in order ([`names`]).
     Names,
-    /// Every 64th revision of a key with the 63 before it.
+    /// Every 64th revision of a key.
     History,
     /// Outcomes of requests with an `Idempotency-Key` ([`outcomes`]).
     Outcomes,
@@ -88,9 +92,9 @@ impl Batch {
 /// A row: key and value.
 pub(crate) type Row = (Vec<u8>, Vec<u8>);
 
-/// The row engine. Clones name the same rows.
+/// The row engine, for [`Rows`] alone. Clones name the same rows.
 #[derive(Clone)]
-pub(crate) enum Rows {
+pub(crate) enum Engine {
     /// sled, on the operating system's file system.
     Sled(Arc<SledRows>),
     /// An ordered map for simulations; see [`MemoryRows`].
@@ -98,8 +102,8 @@ pub(crate) enum Rows {
     Memory(Arc<MemoryRows>),
 }
 
-impl Rows {
-    pub(crate) fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+impl Engine {
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         match self {
             Self::Sled(s) => s.fenced(|| Ok(s.tree(tree).get(key)?.map(|v| v.to_vec()))),
             #[cfg(test)]
@@ -107,24 +111,25 @@ impl Rows {
         }
     }
 
-    /// The row with the greatest key at or below `key`.
-    pub(crate) fn at_or_before(&self, tree: Tree, key: &[u8]) -> Result<Option<Row>, Error> {
+    /// The row with the greatest key up to a bound.
+    fn last(&self, tree: Tree, upper: Bound<&[u8]>) -> Result<Option<Row>, Error> {
         match self {
             Self::Sled(s) => s.fenced(|| {
-                let found = s.tree(tree).range(..=key).next_back().transpose()?;
+                let found = s.tree(tree).range::<&[u8], _>((Bound::Unbounded, upper)).next_back().transpose()?;
                 Ok(found.map(|(k, v)| (k.to_vec(), v.to_vec())))
             }),
             #[cfg(test)]
             Self::Memory(m) => {
                 let state = m.lock();
-                let found = state.live.range(..=(tree, key.to_vec())).next_back();
-                Ok(found.filter(|((t, _), _)| *t == tree).map(|((_, k), v)| (k.clone(), v.clone())))
+                let bounds = (Bound::Included((tree, Vec::new())), upper.map(|key| (tree, key.to_vec())));
+                let found = state.live.range(bounds).next_back();
+                Ok(found.map(|((_, k), v)| (k.clone(), v.clone())))
             }
         }
     }
 
     /// Up to `limit` rows from `key` on, in order.
-    pub(crate) fn from(&self, tree: Tree, key: &[u8], limit: usize) -> Result<Vec<Row>, Error> {
+    fn from(&self, tree: Tree, key: &[u8], limit: usize) -> Result<Vec<Row>, Error> {
         match self {
             Self::Sled(s) => s.fenced(|| {
                 let rows = s.tree(tree).range(key..).take(limit);
@@ -139,8 +144,8 @@ impl Rows {
         }
     }
 
-    /// Writes a batch atomically; durable after [`Rows::sync`].
-    pub(crate) fn commit(&self, batch: Batch) -> Result<(), Error> {
+    /// Writes a batch atomically; durable after [`Engine::sync`].
+    fn commit(&self, batch: Batch) -> Result<(), Error> {
         match self {
             Self::Sled(s) => s.commit(batch),
             #[cfg(test)]
@@ -159,7 +164,7 @@ impl Rows {
     }
 
     /// Makes every committed batch durable.
-    pub(crate) fn sync(&self) -> Result<(), Error> {
+    fn sync(&self) -> Result<(), Error> {
         match self {
             Self::Sled(s) => s.sync(),
             #[cfg(test)]
@@ -173,7 +178,7 @@ impl Rows {
     }
 
     /// Bytes on disk.
-    pub(crate) fn disk_bytes(&self) -> u64 {
+    fn disk_bytes(&self) -> u64 {
         match self {
             Self::Sled(s) => s.db.size_on_disk().unwrap_or(0),
             #[cfg(test)]

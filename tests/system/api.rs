@@ -321,6 +321,11 @@ async fn every_route_that_the_description_names_answers_as_described() {
     let mut ledger = ledger().await;
     let n = ledger.put("/v1/keys/k", &[], "v", 201).await.json().unwrap()["transaction"].as_u64().unwrap();
     ledger.get(&format!("/v1/transactions/{n}/receipt?wait=quorum"), 200).await;
+    let json = [("content-type", "application/json")];
+    ledger.send(Method::POST, "/v1/users", &json, r#"{"name":"bot","role":"reader"}"#, 201).await;
+    let key = "0".repeat(64);
+    let certificate = json!({ "name": "c", "user": "bot", "key": key }).to_string();
+    ledger.send(Method::POST, "/v1/certificates", &json, &certificate, 201).await;
     let document = ledger.get("/openapi.json", 200).await.json().unwrap();
     assert_eq!(document["openapi"], "3.1.0");
     let schemas = &document["components"]["schemas"];
@@ -331,7 +336,7 @@ async fn every_route_that_the_description_names_answers_as_described() {
             continue;
         }
         let n = n.to_string();
-        let path = [("{key}", "k"), ("{n}", &n), ("{height}", "1"), ("{tile}", "0/000.p/1")];
+        let path = [("{key}", "k"), ("{n}", &n), ("{height}", "1"), ("{tile}", "0/000.p/1"), ("{user}", "bot")];
         let path = path.iter().fold(pattern.clone(), |path, (name, value)| path.replace(name, value));
         let answer = ledger.get(&path, 200).await;
         let content = &methods["get"]["responses"]["200"]["content"];
@@ -344,7 +349,7 @@ async fn every_route_that_the_description_names_answers_as_described() {
         }
         checked += 1;
     }
-    assert!(checked >= 15, "only {checked} routes were described");
+    assert!(checked >= 19, "only {checked} routes were described");
     let problem = ledger.get("/v1/keys/absent", 404).await.json().unwrap();
     fits(&problem, &schemas["Problem"], schemas).unwrap();
     assert!(fits(&json!({"key": 1}), &schemas["Written"], schemas).is_err(), "the checker refuses what does not fit");

@@ -9,6 +9,7 @@ mod durability;
 mod erase;
 mod full_disk;
 mod limits;
+mod proofs;
 mod raw;
 mod walk;
 mod watch;

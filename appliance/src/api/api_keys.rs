@@ -1,150 +1,186 @@
 //! `/v1/api-keys`: each change is an entry, no secret is stored or shown twice.
 
 use hyper::StatusCode;
-use samovar_node::Key;
-use samovar_node::command::{KEY_BYTES_MAX, RESERVED_PREFIX};
-use samovar_node::view::{Consistency, Found};
 use serde::{Deserialize, Serialize};
 
+use super::access::{self, Gone, checked, checked_end, checked_name, somebody_left};
 use super::problem::Problem;
-use super::transactions::{from_json, json_body};
 use super::{Call, Handled, render};
-use crate::auth::{API_KEYS, API_KEYS_MAX, ApiKey, PREFIXES_MAX, Role, row_key};
-
-/// Largest body, in bytes.
-const BODY_BYTES_MAX: usize = 64 << 10;
-/// Longest name of an API key, in bytes.
-const NAME_BYTES_MAX: usize = 128;
-/// Rows read at once.
-const ROWS_AT_ONCE: usize = 100;
+use crate::auth::{API_KEYS, Access, ApiKey, Grant, Holder, OWNED_MAX, Role, Stored, USERS, commit};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewApiKey {
     name: String,
-    role: Role,
+    #[serde(default)]
+    role: Option<Role>,
     #[serde(default)]
     prefixes: Vec<String>,
     #[serde(default)]
+    grants: Vec<Grant>,
+    #[serde(default)]
+    user: Option<String>,
+    #[serde(default, deserialize_with = "super::transactions::whole_or_null")]
     expires_ms: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct Shown {
-    id: String,
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Changed {
     name: String,
-    role: Role,
+    #[serde(default)]
+    role: Option<Role>,
+    #[serde(default)]
     prefixes: Vec<String>,
+    #[serde(default)]
+    grants: Vec<Grant>,
+    #[serde(default)]
+    expires_ms: Option<u64>,
+    #[serde(default)]
+    disabled: bool,
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    id: &'a str,
+    revision: u64,
+    name: &'a str,
+    /// Of keys that act for a user: none, the user's counts.
+    role: Option<Role>,
+    prefixes: &'a [String],
+    grants: &'a [Grant],
+    user: Option<&'a str>,
     created_ms: u64,
     expires_ms: Option<u64>,
-    revoked: bool,
+    disabled: bool,
 }
 
 #[derive(Serialize)]
-struct Issued {
+struct Issued<'a> {
     #[serde(flatten)]
-    shown: Shown,
+    shown: Shown<'a>,
     token: String,
 }
 
 #[derive(Serialize)]
-struct Listed {
-    api_keys: Vec<Shown>,
-}
-
-/// A row with its revision.
-struct Row {
-    id: String,
-    revision: u64,
-    row: ApiKey,
+struct Listed<'a> {
+    api_keys: Vec<Shown<'a>>,
 }
 
 /// `POST /v1/api-keys`.
 pub(crate) async fn create(call: Call) -> Handled {
-    json_body(&call)?;
-    let (call, body) = call.read(BODY_BYTES_MAX).await?;
-    let now_ms = call.app.node.now_ms();
-    let wanted = from_json::<NewApiKey>(&body)?.check(now_ms)?;
-    if rows(&call).await?.len() >= API_KEYS_MAX {
-        let detail = format!("the ledger has {API_KEYS_MAX} API keys, the most it takes");
+    let (call, wanted) = access::body::<NewApiKey>(call).await?;
+    checked_name(&wanted.name)?;
+    checked_end(&call.app.node, wanted.expires_ms)?;
+    let node = &call.app.node;
+    node.barrier().await?;
+    let (holder, mut requirements) = match (wanted.role, wanted.user) {
+        (Some(role), None) => (Holder::Nobody(checked(role, wanted.prefixes, wanted.grants)?), Vec::new()),
+        (None, Some(user)) if wanted.prefixes.is_empty() && wanted.grants.is_empty() => {
+            let owner = USERS.get(node, &user).await?;
+            if access::keys_of(node, &user).await?.len() >= OWNED_MAX {
+                let detail = format!("the user has {OWNED_MAX} API keys, the most a user may have");
+                return Err(Problem::conflict("too-many-api-keys", detail));
+            }
+            (Holder::User { user }, vec![USERS.unchanged(&owner.id, Some(owner.revision))?])
+        }
+        _ => return Err(either_or()),
+    };
+    if API_KEYS.all(node).await?.len() >= API_KEYS.rows_max {
+        let detail = format!("the ledger has {} API keys, the most it takes", API_KEYS.rows_max);
         return Err(Problem::conflict("too-many-api-keys", detail));
     }
-    let issued = ApiKey::issue(wanted.name, wanted.role, wanted.prefixes, wanted.expires_ms, now_ms);
-    let committed = call.commit(issued.row.store(&issued.id, None, &call.principal.id)?).await?;
-    let answer = Issued { shown: shown(issued.id, issued.row), token: issued.token };
-    Ok(render::committed(render::json(StatusCode::CREATED, &answer)?, &committed))
+    let crate::auth::Issued { id, row, token } = ApiKey::issue(wanted.name, holder, wanted.expires_ms);
+    requirements.push(API_KEYS.unchanged(&id, None)?);
+    let committed = commit(node, &call.principal.id, requirements, vec![API_KEYS.put(&id, &row)?]).await?;
+    let issued = Issued { shown: shown(&id, committed.transaction, &row), token };
+    Ok(render::committed(render::json(StatusCode::CREATED, &issued)?, &committed))
+}
+
+fn either_or() -> Problem {
+    Problem::unprocessable(
+        "an API key has a `role` of its own (with `prefixes` and `grants`) or the `user` that it acts for, one of both",
+    )
 }
 
 /// `GET /v1/api-keys`.
 pub(crate) async fn list(call: Call) -> Handled {
-    let api_keys = rows(&call).await?.into_iter().map(|r| shown(r.id, r.row)).collect();
+    call.app.node.barrier().await?;
+    let rows = API_KEYS.all(&call.app.node).await?;
+    let api_keys = rows.iter().map(|r| shown(&r.id, r.revision, &r.row)).collect();
     render::json(StatusCode::OK, &Listed { api_keys })
 }
 
-/// `DELETE /v1/api-keys/{id}`. Revoking twice is no error.
-pub(crate) async fn revoke(call: Call) -> Handled {
-    row_key(call.captured())?;
-    let now_ms = call.app.node.now_ms();
-    let rows = rows(&call).await?;
-    let Some(target) = rows.iter().find(|r| r.id == call.captured()) else {
-        return Err(Problem::missing("no-such-api-key", "no API key has this id"));
+/// `PUT /v1/api-keys/{id}`: what may be changed of a key, all of it.
+pub(crate) async fn change(call: Call) -> Handled {
+    let (call, wanted) = access::body::<Changed>(call).await?;
+    checked_name(&wanted.name)?;
+    checked_end(&call.app.node, wanted.expires_ms)?;
+    let node = &call.app.node;
+    node.barrier().await?;
+    let before = API_KEYS.get(node, call.captured()).await?;
+    let holder = match (&before.row.holder, wanted.role) {
+        (Holder::Nobody(_), Some(role)) => Holder::Nobody(checked(role, wanted.prefixes, wanted.grants)?),
+        (Holder::User { user }, None) if wanted.prefixes.is_empty() && wanted.grants.is_empty() => {
+            Holder::User { user: user.clone() }
+        }
+        _ => return Err(either_or()),
     };
-    if target.row.revoked {
-        return Ok(render::empty(StatusCode::NO_CONTENT));
+    let Changed { name, expires_ms, disabled, .. } = wanted;
+    let row = ApiKey { name, holder, expires_ms, disabled, ..before.row.clone() };
+    let based_on = access::based_on(&call.head.headers, before.revision)?;
+    let mut requirements = vec![API_KEYS.unchanged(&before.id, Some(based_on))?];
+    if row.disabled || !is_admins(&row) {
+        requirements.extend(needed(&call, &before).await?);
     }
-    let is_live_admin = |r: &&Row| r.row.role == Role::Admin && r.row.prefixes.is_empty() && r.row.is_live(now_ms);
-    if is_live_admin(&target) && rows.iter().filter(is_live_admin).count() == 1 {
-        let detail = "this is the last API key that may make others; make a new one first";
-        return Err(Problem::conflict("last-admin", detail));
-    }
-    let revoked = ApiKey { revoked: true, ..target.row.clone() };
-    let committed = call.commit(revoked.store(&target.id, Some(target.revision), &call.principal.id)?).await?;
+    let committed = commit(node, &call.principal.id, requirements, vec![API_KEYS.put(&before.id, &row)?]).await?;
+    let shown = shown(&before.id, committed.transaction, &row);
+    Ok(render::committed(render::json(StatusCode::OK, &shown)?, &committed))
+}
+
+/// `DELETE /v1/api-keys/{id}`.
+pub(crate) async fn delete(call: Call) -> Handled {
+    let node = &call.app.node;
+    node.barrier().await?;
+    let before = API_KEYS.get(node, call.captured()).await?;
+    let mut requirements = vec![API_KEYS.unchanged(&before.id, Some(before.revision))?];
+    requirements.extend(needed(&call, &before).await?);
+    let committed = commit(node, &call.principal.id, requirements, vec![API_KEYS.delete(&before.id)?]).await?;
     Ok(render::committed(render::empty(StatusCode::NO_CONTENT), &committed))
 }
 
-impl NewApiKey {
-    fn check(self, now_ms: u64) -> Result<Self, Problem> {
-        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX || self.name.chars().any(char::is_control) {
-            let detail = format!("`name` must have 1 to {NAME_BYTES_MAX} bytes and no control characters");
-            return Err(Problem::unprocessable(detail));
-        }
-        let bad_prefix = |p: &String| {
-            p.is_empty() || p.len() > KEY_BYTES_MAX || p.starts_with(RESERVED_PREFIX) || p.chars().any(char::is_control)
-        };
-        if self.prefixes.len() > PREFIXES_MAX || self.prefixes.iter().any(bad_prefix) {
-            let detail =
-                format!("`prefixes` takes at most {PREFIXES_MAX} beginnings of keys; leave it out for all keys");
-            return Err(Problem::unprocessable(detail));
-        }
-        if self.expires_ms.is_some_and(|end| end <= now_ms) {
-            return Err(Problem::unprocessable("`expires_ms` lies in the past"));
-        }
-        Ok(self)
+/// Whether the key lets its holder manage access. That of a user may, as far as this asks.
+fn is_admins(key: &ApiKey) -> bool {
+    match &key.holder {
+        Holder::Nobody(access) => access::is_admin(access),
+        Holder::User { .. } => true,
     }
 }
 
-fn shown(id: String, row: ApiKey) -> Shown {
-    let ApiKey { name, role, prefixes, created_ms, expires_ms, revoked, hash: _ } = row;
-    Shown { id, name, role, prefixes, created_ms, expires_ms, revoked }
+/// Conditions for taking the rights of a key away.
+async fn needed(call: &Call, key: &Stored<ApiKey>) -> Result<Vec<samovar_node::command::Requirement>, Problem> {
+    if key.row.is_live(call.app.node.now_ms()) && is_admins(&key.row) {
+        return somebody_left(&call.app.node, Gone::ApiKey(&key.id)).await;
+    }
+    Ok(Vec::new())
 }
 
-/// Every API key, at most [`API_KEYS_MAX`].
-async fn rows(call: &Call) -> Result<Vec<Row>, Problem> {
-    let node = &call.app.node;
-    node.barrier().await?;
-    let mut rows = Vec::new();
-    let mut after: Option<Key> = None;
-    loop {
-        let page = node.keys(API_KEYS, after.as_ref(), ROWS_AT_ONCE).await?;
-        for listed in &page.keys {
-            let Found::Value(value) = node.get(&listed.key, Consistency::Stale, None).await?.found else { continue };
-            let row = serde_json::from_slice(&value.content).map_err(|e| Problem::internal(&e))?;
-            let id = listed.key.as_str().trim_start_matches(API_KEYS).to_owned();
-            rows.push(Row { id, revision: value.revision, row });
-        }
-        match page.next {
-            Some(next) if rows.len() < API_KEYS_MAX => after = Some(next),
-            _ => return Ok(rows),
-        }
+fn shown<'a>(id: &'a str, revision: u64, row: &'a ApiKey) -> Shown<'a> {
+    let ApiKey { name, holder, created_ms, expires_ms, disabled, hash: _ } = row;
+    let (role, prefixes, grants, user): (_, &[String], &[Grant], _) = match holder {
+        Holder::Nobody(Access { role, prefixes, grants }) => (Some(*role), prefixes, grants, None),
+        Holder::User { user } => (None, &[], &[], Some(user.as_str())),
+    };
+    Shown {
+        id,
+        revision,
+        name,
+        role,
+        prefixes,
+        grants,
+        user,
+        created_ms: *created_ms,
+        expires_ms: *expires_ms,
+        disabled: *disabled,
     }
 }

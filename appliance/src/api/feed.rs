@@ -138,7 +138,7 @@ impl Feed {
 
     async fn still_allowed(&self) -> bool {
         let Call { app, head, peer, principal, .. } = &self.call;
-        app.auth.still_valid(&head.headers, *peer, principal).await
+        app.auth.still_valid(&head.headers, peer, principal).await
     }
 
     async fn pass_on(&mut self) -> Result<(), Error> {
@@ -224,7 +224,7 @@ mod tests {
     }
 
     fn principal(prefixes: &[&str]) -> Principal {
-        Principal { id: "p".into(), role: None, prefixes: prefixes.iter().map(|p| (*p).to_owned()).collect() }
+        Principal { prefixes: prefixes.iter().map(|p| (*p).to_owned()).collect(), ..Principal::anonymous() }
     }
 
     const LINE: &str = r#"{"type":"transaction","time":7,"author":"w","operations":[{"put":{"key":"a/1","previous":null,"commitment":"","size":5,"media":"text/plain"}},{"delete":{"key":"b/1","previous":2}},{"erase":{"key":"a/2","revision":4,"previous":4}}]}"#;

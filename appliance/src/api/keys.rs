@@ -240,6 +240,7 @@ fn write_conditions(headers: &HeaderMap, key: &Key) -> Result<Vec<Requirement>, 
     let require = |revision| vec![Requirement { key: key.clone(), revision }];
     match (single(headers, &IF_MATCH)?, single(headers, &IF_NONE_MATCH)?) {
         (None, None) => Ok(Vec::new()),
+        (Some(tag), None) if tag.is_empty() => Err(no_tag_matches()),
         (Some(tag), None) => match strong_tag(tag) {
             Some(revision) => Ok(require(Some(revision))),
             None => Err(Problem::invalid("If-Match must name one revision: If-Match: \"REVISION\"")),
@@ -248,6 +249,11 @@ fn write_conditions(headers: &HeaderMap, key: &Key) -> Result<Vec<Requirement>, 
         (None, Some(_)) => Err(Problem::invalid("for a write If-None-Match must be *")),
         (Some(_), Some(_)) => Err(Problem::invalid("If-Match and If-None-Match exclude each other")),
     }
+}
+
+/// An empty list of tags is well-formed, and none of its tags matches (RFC 9110, 5.6.1 and 13.1.1).
+fn no_tag_matches() -> Problem {
+    Problem::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", "If-Match names no revision, so none matches")
 }
 
 /// What to answer instead of the value: 412, 304, or nothing.
@@ -269,7 +275,8 @@ fn read_condition(headers: &HeaderMap, revision: u64) -> Result<Option<StatusCod
     Ok(same.then_some(StatusCode::NOT_MODIFIED))
 }
 
-fn strong_tag(text: &str) -> Option<u64> {
+/// The revision of a strong entity tag.
+pub(super) fn strong_tag(text: &str) -> Option<u64> {
     super::query::whole_number(text.strip_prefix('"')?.strip_suffix('"')?)
 }
 
@@ -288,9 +295,11 @@ mod tests {
         assert_eq!(of(&[]).expect("none"), vec![]);
         assert_eq!(of(&[("if-match", "\"7\"")]).expect("one")[0].revision, Some(7));
         assert_eq!(of(&[("if-none-match", "*")]).expect("one")[0].revision, None);
-        for bad in ["7", "*", "\"x\"", "W/\"7\"", "\"7\", \"8\"", "\"07\"", "\"-1\"", "\"\"", ""] {
+        for bad in ["7", "*", "\"x\"", "W/\"7\"", "\"7\", \"8\"", "\"07\"", "\"-1\"", "\"\""] {
             assert!(of(&[("if-match", bad)]).is_err(), "If-Match {bad:?} should be refused");
         }
+        let empty = of(&[("if-match", "")]).expect_err("no tag of an empty list matches");
+        assert_eq!(empty.status().as_u16(), 412);
         assert!(of(&[("if-none-match", "\"7\"")]).is_err(), "If-None-Match with a tag on a write");
         assert!(of(&[("if-match", "\"7\""), ("if-none-match", "*")]).is_err(), "both");
     }
@@ -305,6 +314,7 @@ mod tests {
         }
         assert_eq!(of(&[("if-none-match", "\"8\"")]), Ok(None));
         assert_eq!(of(&[("if-match", "\"8\"")]), Err(412));
+        assert_eq!(of(&[("if-match", "")]), Err(412), "no tag of an empty list matches");
         assert_eq!(of(&[("if-match", "W/\"7\"")]), Err(412), "a weak tag never matches strongly");
         assert_eq!(of(&[("if-match", "\"8\", \"7\"")]), Ok(None));
     }

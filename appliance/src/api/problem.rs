@@ -188,6 +188,11 @@ impl Problem {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail).retry_after(retry_after_s)
     }
 
+    /// 503: this would take too long.
+    pub(crate) fn too_busy(detail: &'static str, retry_after_s: u64) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too-busy", detail).retry_after(retry_after_s)
+    }
+
     /// 503.
     pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail).retry_after(1)

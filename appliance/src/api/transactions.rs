@@ -18,7 +18,7 @@ use crate::auth::Right;
 
 mod strict;
 
-pub(crate) use strict::check_within;
+pub(crate) use strict::{check_within, whole_or_null};
 
 /// Largest body, in bytes: the values of a full transaction in base64, and names.
 pub(crate) const BODY_BYTES_MAX: usize = 2 << 20;
@@ -41,7 +41,7 @@ struct Body<'a> {
 struct Require {
     key: String,
     /// Must be given: `null` says "does not exist".
-    #[serde(deserialize_with = "Option::deserialize")]
+    #[serde(deserialize_with = "strict::whole_or_null")]
     revision: Option<u64>,
 }
 
@@ -77,6 +77,7 @@ struct Delete {
 #[serde(deny_unknown_fields)]
 struct Erase {
     key: String,
+    #[serde(deserialize_with = "strict::whole")]
     revision: u64,
 }
 

@@ -1,33 +1,9 @@
-//! The rights table: which role may do what. Each route names one right.
+//! The rights: what each shows, what it is called, and which roles have it, in one table. The table of routes
+//! (`api/routes.rs`) names one of them for every route; nothing else decides.
 
 use serde::{Deserialize, Serialize};
 
-/// What a route needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Right {
-    /// Nothing: no token is asked for.
-    Anyone,
-    /// Values, listings, histories and proofs of keys; the change feed.
-    ReadKeys,
-    /// Put and delete.
-    WriteKeys,
-    /// Destroy values.
-    Erase,
-    /// Entries with their values, and receipts.
-    ReadEntries,
-    /// Blocks: a route that shows the whole log.
-    ReadBlocks,
-    /// Checkpoint and tiles: routes that show the whole log. Not asked for when `chain.public` is set.
-    ReadLog,
-    /// How the node is.
-    ReadStatus,
-    /// Metrics. Not asked for from the networks of `metrics.allow`.
-    ReadMetrics,
-    /// API keys.
-    ManageApiKeys,
-    /// Say that a doubted clock is right.
-    AcceptClock,
-}
+use Role::{Auditor, Operator, Reader, Writer};
 
 /// A role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +24,78 @@ pub(crate) enum Role {
 /// Every role.
 pub(crate) const ROLES: [Role; 5] = [Role::Admin, Role::Operator, Role::Writer, Role::Reader, Role::Auditor];
 
+/// A right that may be given by name, beside a role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Grant {
+    /// [`Right::Erase`].
+    Erase,
+}
+
+/// What a right reaches, and so what key prefixes do to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Nothing that is anybody's: no credentials are asked for.
+    Open,
+    /// Only what is the principal's own.
+    Own,
+    /// Keys; the handlers hold each of them against the prefixes.
+    Keys,
+    /// The node, no keys.
+    Node,
+    /// The whole log or everybody's access: refused to whoever is limited to prefixes.
+    Whole,
+}
+
+/// Declares the rights once: the type, and a row for each.
+macro_rules! rights {
+    ($( $(#[doc = $doc:literal])* $right:ident: $reach:ident, $does:literal, $roles:expr; )*) => {
+        /// What a route needs.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Right { $( $(#[doc = $doc])* $right, )* }
+
+        /// Every right, for the documentation.
+        #[cfg(test)]
+        pub(crate) const RIGHTS: &[Right] = &[ $( Right::$right, )* ];
+
+        impl Right {
+            /// Its row: reach, what it lets one do, and the roles that have it beside `admin`.
+            const fn row(self) -> (Reach, &'static str, &'static [Role]) {
+                match self { $( Self::$right => (Reach::$reach, $does, &$roles), )* }
+            }
+        }
+    };
+}
+
+rights! {
+    /// Nothing: no credentials are asked for.
+    Anyone:       Open,  "do this",                              [Operator, Writer, Reader, Auditor];
+    /// Its own session and password.
+    Own:          Own,   "see who it is and change its password", [Operator, Writer, Reader, Auditor];
+    /// Values, listings, histories and proofs of keys; the change feed.
+    ReadKeys:     Keys,  "read keys, histories and proofs, watch", [Writer, Reader, Auditor];
+    /// Put and delete.
+    WriteKeys:    Keys,  "put and delete keys",                  [Writer];
+    /// Destroy values. Also given by name ([`Grant::Erase`]).
+    Erase:        Keys,  "erase values",                         [];
+    /// Entries with their values, and receipts.
+    ReadEntries:  Keys,  "read entries and receipts",            [Writer, Reader, Auditor];
+    /// Blocks.
+    ReadBlocks:   Whole, "read blocks",                          [Operator, Writer, Reader, Auditor];
+    /// Checkpoint and tiles. Not asked for when `chain.public` is set.
+    ReadLog:      Whole, "read checkpoint and tiles",            [Auditor];
+    /// How the node is.
+    ReadStatus:   Node,  "read the node's status",               [Operator, Writer, Reader, Auditor];
+    /// Metrics. Not asked for from the networks of `metrics.allow`.
+    ReadMetrics:  Node,  "read metrics",                         [Operator, Reader];
+    /// Users, API keys, certificates, and other people's sessions.
+    ManageAccess: Whole, "manage users, API keys and certificates", [];
+    /// Say that a doubted clock is right.
+    AcceptClock:  Whole, "accept a clock that is not believed", [];
+    /// Secrets of the ledger: replace them by new ones.
+    Rotate:       Whole, "rotate secrets",                       [Operator];
+}
+
 impl Role {
     /// Its name.
     pub(crate) fn as_str(self) -> &'static str {
@@ -62,58 +110,59 @@ impl Role {
 
     /// Whether it has a right.
     pub(crate) fn has(self, right: Right) -> bool {
-        use Role::{Auditor, Operator, Reader, Writer};
-        let roles: &[Self] = match right {
-            Right::Anyone => return true,
-            Right::ReadKeys | Right::ReadEntries => &[Writer, Reader, Auditor],
-            Right::WriteKeys => &[Writer],
-            Right::Erase | Right::ManageApiKeys | Right::AcceptClock => &[],
-            Right::ReadBlocks | Right::ReadStatus => &[Operator, Writer, Reader, Auditor],
-            Right::ReadLog => &[Auditor],
-            Right::ReadMetrics => &[Operator, Reader],
-        };
-        self == Self::Admin || roles.contains(&self)
+        self == Self::Admin || right.row().2.contains(&self)
+    }
+}
+
+impl Grant {
+    /// The right that it gives.
+    pub(crate) fn right(self) -> Right {
+        match self {
+            Self::Erase => Right::Erase,
+        }
     }
 }
 
 impl Right {
     /// The right after "may not".
     pub(crate) fn describe(self) -> &'static str {
-        match self {
-            Self::Anyone => "do this",
-            Self::ReadKeys => "read keys",
-            Self::WriteKeys => "write keys",
-            Self::Erase => "erase values",
-            Self::ReadEntries => "read entries and receipts",
-            Self::ReadBlocks => "read blocks",
-            Self::ReadLog => "read checkpoint and tiles",
-            Self::ReadStatus => "read the node's status",
-            Self::ReadMetrics => "read metrics",
-            Self::ManageApiKeys => "manage API keys",
-            Self::AcceptClock => "accept the node's clock",
-        }
+        self.row().1
     }
 
-    /// Whether it shows or concerns the whole log, which is not for principals limited to key prefixes.
-    pub(crate) fn is_whole_log(self) -> bool {
-        match self {
-            Self::ReadBlocks | Self::ReadLog | Self::ManageApiKeys | Self::AcceptClock => true,
-            Self::Anyone
-            | Self::ReadKeys
-            | Self::WriteKeys
-            | Self::Erase
-            | Self::ReadEntries
-            | Self::ReadStatus
-            | Self::ReadMetrics => false,
-        }
+    /// Whether it is refused to principals limited to key prefixes.
+    pub(crate) fn is_whole(self) -> bool {
+        self.row().0 == Reach::Whole
+    }
+
+    /// Whether no credentials are asked for.
+    pub(crate) fn is_open(self) -> bool {
+        self.row().0 == Reach::Open
     }
 
     /// The roles that have it, for the documentation.
     pub(crate) fn roles(self) -> String {
-        if self == Self::Anyone {
+        if self.is_open() {
             return "no token needed".into();
         }
         let names: Vec<_> = ROLES.iter().filter(|r| r.has(self)).map(|r| r.as_str()).collect();
         names.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = include_str!("../../../docs/reference/api.md");
+
+    /// The page's table of rights says what the code says.
+    #[test]
+    fn the_reference_page_has_this_table() {
+        let mut table = String::new();
+        for right in RIGHTS.iter().filter(|r| !r.is_open()) {
+            let cells = ROLES.map(|role| if role.has(*right) { " yes |" } else { " |" });
+            table += &format!("| {} |{}\n", right.describe(), cells.concat());
+        }
+        assert!(PAGE.contains(&table), "docs/reference/api.md must hold this table of rights:\n{table}");
     }
 }

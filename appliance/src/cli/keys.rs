@@ -262,26 +262,48 @@ fn confirm(question: &str) -> anyhow::Result<()> {
     }
 }
 
-pub(super) async fn history(history: &History, format: Format) -> anyhow::Result<()> {
-    let client = Client::open(&history.target)?;
-    let mut left = history.limit.unwrap_or(u64::MAX);
-    let mut before: Option<String> = None;
-    loop {
-        let limit = left.min(PAGE_ROWS).to_string();
-        let path = key_path("/v1/history", history.key.as_str())
-            + &query(&[("before", before.as_deref()), ("limit", Some(&limit))]);
-        let page = client.send(Request::get(path)).await?.json()?;
-        let rows = page.get("versions").and_then(Value::as_array).context("the node's answer lists no versions")?;
-        match format {
-            Format::Json => rows.iter().try_for_each(output::json)?,
-            Format::Text => print_page(&version_table(rows), before.is_none())?,
-        }
-        left = left.saturating_sub(rows.len() as u64);
-        before = next_page(&page);
-        if left == 0 || before.is_none() || rows.is_empty() {
-            return Ok(());
+/// A list that the node gives page by page.
+struct Listing<'a> {
+    path: String,
+    /// Parameter that names where the next page begins.
+    cursor: &'a str,
+    prefix: Option<&'a str>,
+    /// Field of the answer with the rows.
+    field: &'a str,
+    table: fn(&[Value]) -> Table,
+    /// Most rows; all of them without.
+    limit: Option<u64>,
+}
+
+impl Listing<'_> {
+    async fn print(&self, target: &Target, format: Format) -> anyhow::Result<()> {
+        let client = Client::open(target)?;
+        let mut left = self.limit.unwrap_or(u64::MAX);
+        let mut next: Option<String> = None;
+        loop {
+            let limit = left.min(PAGE_ROWS).to_string();
+            let parameters = [("prefix", self.prefix), (self.cursor, next.as_deref()), ("limit", Some(&limit))];
+            let page = client.send(Request::get(format!("{}{}", self.path, query(&parameters)))).await?.json()?;
+            let rows = page.get(self.field).and_then(Value::as_array);
+            let rows = rows.with_context(|| format!("the node's answer lists no {}", self.field))?;
+            match format {
+                Format::Json => rows.iter().try_for_each(output::json)?,
+                Format::Text => print_page(&(self.table)(rows), next.is_none())?,
+            }
+            left = left.saturating_sub(rows.len() as u64);
+            next = next_page(&page);
+            if left == 0 || next.is_none() || rows.is_empty() {
+                return Ok(());
+            }
         }
     }
+}
+
+pub(super) async fn history(history: &History, format: Format) -> anyhow::Result<()> {
+    let path = key_path("/v1/history", history.key.as_str());
+    let limit = history.limit;
+    let listing = Listing { path, cursor: "before", prefix: None, field: "versions", table: version_table, limit };
+    listing.print(&history.target, format).await
 }
 
 fn version_table(rows: &[Value]) -> Table {
@@ -302,28 +324,10 @@ fn version_table(rows: &[Value]) -> Table {
 }
 
 pub(super) async fn keys(keys: &Keys, format: Format) -> anyhow::Result<()> {
-    let client = Client::open(&keys.target)?;
-    let mut left = keys.limit.unwrap_or(u64::MAX);
-    let mut after: Option<String> = None;
-    loop {
-        let limit = left.min(PAGE_ROWS).to_string();
-        let parameters = [
-            ("prefix", Some(keys.prefix.as_str()).filter(|p| !p.is_empty())),
-            ("after", after.as_deref()),
-            ("limit", Some(&limit)),
-        ];
-        let page = client.send(Request::get(format!("/v1/keys{}", query(&parameters)))).await?.json()?;
-        let rows = page.get("keys").and_then(Value::as_array).context("the node's answer lists no keys")?;
-        match format {
-            Format::Json => rows.iter().try_for_each(output::json)?,
-            Format::Text => print_page(&key_table(rows), after.is_none())?,
-        }
-        left = left.saturating_sub(rows.len() as u64);
-        after = next_page(&page);
-        if left == 0 || after.is_none() || rows.is_empty() {
-            return Ok(());
-        }
-    }
+    let prefix = Some(keys.prefix.as_str()).filter(|p| !p.is_empty());
+    let (path, limit) = ("/v1/keys".to_owned(), keys.limit);
+    let listing = Listing { path, cursor: "after", prefix, field: "keys", table: key_table, limit };
+    listing.print(&keys.target, format).await
 }
 
 fn key_table(rows: &[Value]) -> Table {

@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 
 use super::Error;
+use crate::serve::{ADMIN_TOKEN_FILE, SOCKET_FILE};
 
 /// Data directory that is looked at when nothing else is said, as the packaged service uses it.
 const DATA_DEFAULT: &str = "/var/lib/samovar";
@@ -32,7 +33,8 @@ pub(crate) struct Target {
     #[arg(long, value_name = "FILE", env = "SAMOVAR_TOKEN_FILE", hide_env_values = true)]
     pub(crate) token_file: Option<PathBuf>,
     /// Data directory of a node on this machine: gives URL and certificate where they are not given, and the API key
-    /// together with the certificate [default: /var/lib/samovar, if there is a node]
+    /// together with the certificate; without the key, root and the node's own user need none
+    /// [default: /var/lib/samovar, if there is a node]
     #[arg(long, value_name = "DIR", env = "SAMOVAR_DATA", hide_env_values = true)]
     pub(crate) data: Option<PathBuf>,
 }
@@ -40,18 +42,31 @@ pub(crate) struct Target {
 /// A target whose parts were read and checked.
 pub(super) struct Resolved {
     pub(super) url: String,
-    pub(super) host: String,
-    pub(super) port: u16,
     pub(super) authority: HeaderValue,
-    pub(super) server_name: ServerName<'static>,
-    pub(super) tls: Arc<rustls::ClientConfig>,
+    pub(super) way: Way,
     pub(super) bearer: Option<HeaderValue>,
+}
+
+/// How connections are made.
+pub(super) enum Way {
+    /// TCP and TLS.
+    Tls { host: String, port: u16, server_name: ServerName<'static>, tls: Arc<rustls::ClientConfig> },
+    /// The Unix socket of a node on this machine, which knows root and its own user by the kernel.
+    Local(PathBuf),
 }
 
 impl Target {
     /// Reads the files that the target names.
     pub(super) fn resolve(&self) -> Result<Resolved, Error> {
         let data = self.data_directory();
+        if let Some(socket) = data.as_ref().and_then(|dir| self.local_socket(dir)) {
+            return Ok(Resolved {
+                url: format!("unix:{}", socket.display()),
+                authority: HeaderValue::from_static("localhost"),
+                way: Way::Local(socket),
+                bearer: None,
+            });
+        }
         let url = match (&self.url, &data) {
             (Some(url), _) => url.clone(),
             (None, Some(dir)) => local_url(dir)?,
@@ -70,8 +85,8 @@ impl Target {
         let token = match (&self.token_file, &data) {
             (Some(file), _) => Some(read_token(file)?),
             // Only to nodes of that directory's own authority: a key must not go to another ledger by mistake.
-            (None, Some(dir)) if self.ca.is_none() && dir.join("admin.token").exists() => {
-                Some(read_token(&dir.join("admin.token"))?)
+            (None, Some(dir)) if self.ca.is_none() && dir.join(ADMIN_TOKEN_FILE).exists() => {
+                Some(read_token(&dir.join(ADMIN_TOKEN_FILE))?)
             }
             _ => None,
         };
@@ -79,13 +94,22 @@ impl Target {
         Ok(Resolved {
             url: format!("https://{authority}"),
             authority: HeaderValue::from_str(&authority).map_err(|e| Error::Usage(format!("URL {url}: {e}")))?,
-            server_name: ServerName::try_from(host.clone())
-                .map_err(|_| Error::Usage(format!("URL {url}: {host} is neither a host name nor an address")))?,
-            host,
-            port,
-            tls: tls_config(&ca)?,
+            way: Way::Tls {
+                server_name: ServerName::try_from(host.clone())
+                    .map_err(|_| Error::Usage(format!("URL {url}: {host} is neither a host name nor an address")))?,
+                host,
+                port,
+                tls: tls_config(&ca)?,
+            },
             bearer: token.map(|t| bearer(&t)).transpose()?,
         })
+    }
+
+    /// The socket of the node of a data directory, when nothing else is said and its API key is not there (any more).
+    fn local_socket(&self, data: &Path) -> Option<PathBuf> {
+        let said = self.url.is_some() || self.ca.is_some() || self.token_file.is_some();
+        let socket = data.join(SOCKET_FILE);
+        (!said && !data.join(ADMIN_TOKEN_FILE).exists() && socket.exists()).then_some(socket)
     }
 
     fn data_directory(&self) -> Option<PathBuf> {
@@ -235,6 +259,20 @@ mod tests {
         let other = Target { ca: Some(dir.path().join("o.pem")), url: Some("https://other".into()), ..local };
         let resolved = other.resolve().unwrap_or_else(|e| panic!("{e}"));
         assert!(resolved.bearer.is_none(), "under another authority the local key is not sent");
+    }
+
+    #[test]
+    fn without_a_key_the_socket_is_asked() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let socket = dir.path().join(SOCKET_FILE);
+        fs::File::create(&socket).expect("create");
+        let local = Target { data: Some(dir.path().to_owned()), ..Target::default() };
+        let resolved = local.resolve().unwrap_or_else(|e| panic!("{e}"));
+        assert!(matches!(resolved.way, Way::Local(path) if path == socket), "nothing was said and no key is there");
+        let said = Target { token_file: Some("t".into()), ..local.clone() };
+        assert!(said.resolve().is_err(), "a token file that was named is read");
+        fs::File::create(dir.path().join(ADMIN_TOKEN_FILE)).expect("create");
+        assert!(local.resolve().is_err(), "a key that is there is used");
     }
 
     #[test]

@@ -1,21 +1,23 @@
 //! One connection: handshake, protocol by ALPN, requests, leaving.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::Shared;
 use super::body::Watched;
 use super::io::Observed;
 use super::registry::{Place, Registry};
+use super::{Peer, Proved, Shared};
+use crate::tls;
 
 /// HTTP/2 pings: how often, and how long the answer may take. It is what ends a header without its CONTINUATION.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -34,7 +36,30 @@ pub(super) fn admit(shared: &Arc<Shared>, socket: TcpStream, peer: IpAddr) {
     shared.registry.runs(id, task.abort_handle());
 }
 
-async fn run(shared: Arc<Shared>, place: Place, socket: TcpStream, peer: IpAddr) {
+/// Takes a connection of the Unix socket in, if it is from root or from this process's own user.
+pub(super) fn admit_local(shared: &Arc<Shared>, socket: UnixStream) {
+    let user = match socket.peer_cred() {
+        Ok(credentials) => credentials.uid(),
+        Err(error) => return tracing::warn!(%error, "who connects to the Unix socket is not known"),
+    };
+    if user != 0 && user != rustix::process::geteuid().as_raw() {
+        return tracing::warn!(user, "a user who is neither root nor this daemon's connected to the Unix socket");
+    }
+    let address = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let Some(place) = Registry::place(shared, address) else { return };
+    let (id, peer) = (place.id(), Peer { address, proved: Proved::User(user) });
+    let task = {
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            if let Err(error) = http1_connection(&shared, &place, socket, peer).await {
+                tracing::debug!(%error, "connection on the Unix socket ended");
+            }
+        })
+    };
+    shared.registry.runs(id, task.abort_handle());
+}
+
+async fn run(shared: Arc<Shared>, place: Place, socket: TcpStream, address: IpAddr) {
     if socket.set_nodelay(true).is_err() {
         return;
     }
@@ -44,7 +69,7 @@ async fn run(shared: Arc<Shared>, place: Place, socket: TcpStream, peer: IpAddr)
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => {
             shared.metrics.handshake("failed");
-            tracing::debug!(%peer, %error, "TLS handshake failed");
+            tracing::debug!(peer = %address, %error, "TLS handshake failed");
             return;
         }
         Err(_) => return shared.metrics.handshake("timeout"),
@@ -52,6 +77,7 @@ async fn run(shared: Arc<Shared>, place: Place, socket: TcpStream, peer: IpAddr)
     shared.metrics.handshake("done");
     // A protocol outside our list never gets here: rustls refuses the handshake. No ALPN at all means HTTP/1.1.
     let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+    let peer = Peer { address, proved: proved(&tls) };
     let result = if http2 {
         place.activity.is_http2();
         http2_connection(&shared, &place, tls, peer).await
@@ -59,8 +85,14 @@ async fn run(shared: Arc<Shared>, place: Place, socket: TcpStream, peer: IpAddr)
         http1_connection(&shared, &place, tls, peer).await
     };
     if let Err(error) = result {
-        tracing::debug!(%peer, %error, "connection ended");
+        tracing::debug!(peer = %address, %error, "connection ended");
     }
+}
+
+/// The key of the client's certificate, if it sent one.
+fn proved(tls: &TlsStream<TcpStream>) -> Proved {
+    let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    certificate.and_then(tls::key_hash).map_or(Proved::Nothing, Proved::Key)
 }
 
 /// Drives a connection; once it is asked to leave it finishes what is in flight.
@@ -80,8 +112,8 @@ macro_rules! drive {
 async fn http1_connection(
     shared: &Arc<Shared>,
     place: &Place,
-    tls: TlsStream<TcpStream>,
-    peer: IpAddr,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: Peer,
 ) -> hyper::Result<()> {
     let limits = shared.limits.get();
     let service = service_fn(|request| {
@@ -91,7 +123,7 @@ async fn http1_connection(
             Ok::<_, Infallible>(response.map(|payload| Watched::new(payload, false, in_flight)))
         }
     });
-    let io = TokioIo::new(Observed::new(tls, place.activity.clone()));
+    let io = TokioIo::new(Observed::new(stream, place.activity.clone()));
     // hyper's own header timeout also runs while the connection is idle, so it is only the backstop of the sweep.
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -107,7 +139,7 @@ async fn http2_connection(
     shared: &Arc<Shared>,
     place: &Place,
     tls: TlsStream<TcpStream>,
-    peer: IpAddr,
+    peer: Peer,
 ) -> hyper::Result<()> {
     let limits = shared.limits.get();
     let (owned, activity) = (shared.clone(), place.activity.clone());

@@ -356,8 +356,8 @@ impl Drop for Place {
     }
 }
 
-/// An IPv6 client owns at least its /64, so that is what counts as one address.
-fn network_of(address: IpAddr) -> IpAddr {
+/// What limits count as one address: an IPv6 client owns at least its /64.
+pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(a) => IpAddr::V6(Ipv6Addr::from_bits(a.to_bits() & !u128::from(u64::MAX))),

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::auth::{PASSWORD_BYTES_MAX, PASSWORD_CHARS_MIN, PREFIXES_MAX, ROLES, Role, USER_BYTES_MAX};
+
 fn object(required: &[&str], properties: &Value) -> Value {
     json!({ "type": "object", "required": required, "properties": properties })
 }
@@ -61,7 +63,12 @@ fn list(items: &Value) -> Value {
 }
 
 fn role() -> Value {
-    json!({ "type": "string", "enum": crate::auth::ROLES.map(|r| r.as_str()) })
+    json!({ "type": "string", "enum": ROLES.map(Role::as_str) })
+}
+
+/// Null where the role is another's: that of the user for whom an API key acts.
+fn role_or_null() -> Value {
+    json!({ "type": ["string", "null"] })
 }
 
 /// All of them, by name.
@@ -98,24 +105,52 @@ pub(super) fn all() -> Value {
             &["origin", "vkey", "cosigners", "policy"],
             &json!({ "origin": text(), "vkey": text(), "cosigners": list(&text()), "policy": text() }),
         ),
+        "Login": strict(&["user", "password"], &json!({ "user": text(), "password": text() })),
+        "Session": object(
+            &["token", "user", "role", "expires_ms"],
+            &json!({ "token": text(), "user": text(), "role": role(), "expires_ms": number() }),
+        ),
+        "Me": me(),
+        "PasswordChange": strict(&["old", "new"], &json!({ "old": text(), "new": password() })),
+        "NewUser": strict(&["name", "role"], &with(access(), &json!({ "name": user(), "password": password() }))),
+        "UserChange": strict(&["role"], &with(access(), &json!({ "disabled": { "type": "boolean" } }))),
+        "NewPassword": strict(&["password"], &json!({ "password": password() })),
+        "User": object(
+            &["name", "revision", "role", "prefixes", "grants", "password", "disabled", "created_ms"],
+            &with(access(), &json!({
+                "name": text(), "revision": number(), "password": { "type": "boolean" },
+                "disabled": { "type": "boolean" }, "created_ms": number(),
+            })),
+        ),
+        "Users": object(&["users"], &json!({ "users": list(&refer("User")) })),
         "NewApiKey": strict(
-            &["name", "role"],
-            &json!({
-                "name": { "type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$" },
-                "role": role(), "prefixes": { "type": "array", "maxItems": crate::auth::PREFIXES_MAX, "items": key() }, "expires_ms": number_or_null(),
-            }),
+            &["name"],
+            &with(access(), &json!({ "name": name(), "user": user(), "expires_ms": number_or_null() })),
+        ),
+        "ApiKeyChange": strict(
+            &["name"],
+            &with(access(), &json!({
+                "name": name(), "expires_ms": number_or_null(), "disabled": { "type": "boolean" },
+            })),
         ),
         "ApiKey": api_key(),
         "IssuedApiKey": json!({
-            "allOf": [
-                { "$ref": "#/components/schemas/ApiKey" },
-                object(&["token"], &json!({ "token": text() })),
-            ],
+            "allOf": [refer("ApiKey"), object(&["token"], &json!({ "token": text() }))],
         }),
-        "ApiKeys": object(
-            &["api_keys"],
-            &json!({ "api_keys": list(&json!({ "$ref": "#/components/schemas/ApiKey" })) }),
+        "ApiKeys": object(&["api_keys"], &json!({ "api_keys": list(&refer("ApiKey")) })),
+        "NewCertificate": strict(
+            &["name", "user", "key"],
+            &json!({ "name": name(), "user": user(), "key": hash(), "expires_ms": number_or_null() }),
         ),
+        "Certificate": object(
+            &["key", "revision", "name", "user", "created_ms"],
+            &json!({
+                "key": hash(), "revision": number(), "name": text(), "user": text(), "created_ms": number(),
+                "expires_ms": number_or_null(),
+            }),
+        ),
+        "Certificates": object(&["certificates"], &json!({ "certificates": list(&refer("Certificate")) })),
+        "RotatedKey": object(&["key"], &json!({ "key": text() })),
         "Status": status(),
         "AcceptedClock": object(
             &["transaction", "block", "before_ms", "block_time_ms"],
@@ -185,12 +220,66 @@ fn record() -> Value {
 
 fn api_key() -> Value {
     object(
-        &["id", "name", "role", "prefixes", "created_ms", "expires_ms", "revoked"],
+        &["id", "revision", "name", "role", "prefixes", "grants", "user", "created_ms", "expires_ms", "disabled"],
         &json!({
-            "id": text(), "name": text(), "role": role(), "prefixes": list(&text()), "created_ms": number(),
-            "expires_ms": number_or_null(), "revoked": { "type": "boolean" },
+            "id": text(), "revision": number(), "name": text(), "role": role_or_null(), "prefixes": list(&text()),
+            "grants": grants(), "user": nullable("string"), "created_ms": number(), "expires_ms": number_or_null(),
+            "disabled": { "type": "boolean" },
         }),
     )
+}
+
+fn me() -> Value {
+    object(
+        &["id", "user", "role", "prefixes", "grants", "way", "expires_ms"],
+        &json!({
+            "id": text(), "user": nullable("string"), "role": role_or_null(), "prefixes": list(&text()),
+            "grants": grants(), "expires_ms": number_or_null(),
+            "way": { "type": "string", "enum": ["api-key", "session", "certificate", "local"] },
+        }),
+    )
+}
+
+/// What may be given to a user or API key.
+fn access() -> Value {
+    json!({
+        "role": role(), "prefixes": { "type": "array", "maxItems": PREFIXES_MAX, "items": key() }, "grants": grants(),
+    })
+}
+
+fn grants() -> Value {
+    json!({ "type": "array", "maxItems": 1, "items": { "type": "string", "enum": ["erase"] } })
+}
+
+/// Name of a user.
+pub(super) fn user() -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": USER_BYTES_MAX, "pattern": "^[a-z0-9][a-z0-9._-]*$" })
+}
+
+fn password() -> Value {
+    json!({ "type": "string", "minLength": PASSWORD_CHARS_MIN, "maxLength": PASSWORD_BYTES_MAX })
+}
+
+/// What an API key or certificate is for.
+fn name() -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$" })
+}
+
+/// A SHA-256.
+pub(super) fn hash() -> Value {
+    json!({ "type": "string", "pattern": "^[0-9a-f]{64}$" })
+}
+
+fn refer(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+/// The members of both objects.
+fn with(mut some: Value, more: &Value) -> Value {
+    for (name, value) in more.as_object().into_iter().flatten() {
+        some[name] = value.clone();
+    }
+    some
 }
 
 fn status() -> Value {

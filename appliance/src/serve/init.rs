@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use samovar_node::disk::{Disk, OsDisk};
-use samovar_node::{Node, Outcome, rt};
+use samovar_node::{Node, rt};
 use tokio::sync::mpsc;
 
 use super::directory::{ADMIN_TOKEN_FILE, DataDirectory, VKEY_FILE};
 use super::node_thread::NodeThread;
 use super::{Source, journal, node_config, run, signalled};
-use crate::auth::{ApiKey, Role};
+use crate::auth::{API_KEYS, Access, ApiKey, Holder, Issued, Role, commit};
 use crate::config::{Config, DATA_FILE};
 use crate::durable::{Mode, write_new};
 use crate::tls::{self, CA_FILE, Subject};
@@ -67,16 +67,15 @@ pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) 
 
 /// Starts the node for one write and stops it again.
 fn first_admin_key(config: samovar_node::node::Config) -> Result<String> {
-    let issued = ApiKey::issue("first admin key, made by init".into(), Role::Admin, Vec::new(), None, rt::now_ms());
-    let write = issued.row.store(&issued.id, None, AUTHOR).map_err(|p| anyhow!("storing the admin key: {p:?}"))?;
+    let access = Access { role: Role::Admin, prefixes: Vec::new(), grants: Vec::new() };
+    let Issued { id, row, token } = ApiKey::issue("first admin key, made by init".into(), Holder::Nobody(access), None);
     let node = NodeThread::start(config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let outcome = runtime.block_on(node.node().write(write)).map_err(|e| anyhow!("storing the admin key: {e}"));
+    let stored = API_KEYS.put(&id, &row).map(|operation| vec![operation]);
+    let stored = stored.and_then(|operations| runtime.block_on(commit(node.node(), AUTHOR, Vec::new(), operations)));
     node.stop()?;
-    match outcome? {
-        Outcome::Committed(_) => Ok(issued.token),
-        Outcome::Refused(refusal) => Err(anyhow!("storing the admin key was refused: {refusal:?}")),
-    }
+    stored.map_err(|problem| anyhow!("storing the admin key: {problem:?}"))?;
+    Ok(token)
 }
 
 /// The name asked for, or the host's; it is a host name in certificates and a word in the origin.

@@ -14,7 +14,7 @@ use crate::api::Openness;
 use crate::config::Config;
 use crate::http::Limits;
 use crate::live::Live;
-use crate::tls;
+use crate::tls::{self, ClientKeys, Loaded};
 
 /// Where the configuration comes from, each time it is read.
 #[derive(Debug, Clone, Default)]
@@ -38,16 +38,19 @@ pub(super) struct Settings {
     /// The configuration in force.
     config: Config,
     pub(super) tls: Live<ServerConfig>,
+    /// What TLS and the API share; the same one under every certificate.
+    pub(super) clients: Arc<ClientKeys>,
     pub(super) limits: Live<Limits>,
     pub(super) openness: Live<Openness>,
 }
 
 impl Settings {
     /// As the daemon starts with them.
-    pub(super) fn new(source: Source, config: Config, tls: Arc<ServerConfig>) -> Self {
+    pub(super) fn new(source: Source, config: Config, tls: Loaded) -> Self {
         let limits = Live::new(config.limits.clone());
         let openness = Live::new(Openness::of(&config));
-        Self { source, config, tls: Live::shared(tls), limits, openness }
+        let Loaded { config: tls, clients } = tls;
+        Self { source, config, tls: Live::shared(tls), clients, limits, openness }
     }
 
     /// Reloads whenever it is asked to, until nobody can ask any more.
@@ -69,7 +72,7 @@ impl Settings {
     /// Reads everything first, then replaces it. Returns the keys whose new values wait for a restart.
     fn reload(&mut self) -> Result<Vec<&'static str>> {
         let new = self.source.load()?;
-        let tls = tls::load(&self.config.data).context("reading the certificates again")?;
+        let tls = tls::reload(&self.config.data, &self.clients).context("reading the certificates again")?;
         let waiting = needs_restart(&self.config, &new);
         self.tls.set(tls);
         self.limits.set(Arc::new(new.limits.clone()));

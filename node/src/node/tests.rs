@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::command::{Committed, Idempotency};
 use crate::disk::sim::{CrashPoint, SimDisk};
-use crate::store::MemoryRows;
+use crate::store::{Engine, MemoryRows};
 use crate::view::Found;
 
 /// How long a client waits for an answer, in virtual time.
@@ -48,7 +48,7 @@ impl Machine {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let config = Config { reserve_bytes: 0, ..Config::new(DATA) };
         let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
-        Node::start_on(disk, config, identity, keys, Rows::Memory(Arc::clone(&self.rows))).await
+        Node::start_on(disk, config, identity, keys, Rows::over(Engine::Memory(Arc::clone(&self.rows)))).await
     }
 
     fn crash(&self, rng: &mut StdRng) {

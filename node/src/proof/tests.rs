@@ -1,10 +1,10 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use samovar_fuzz::forge;
 
 use super::*;
 
 mod differential;
-mod forge;
 mod ledger;
 mod parts;
 mod vectors;

@@ -3,6 +3,7 @@
 //! `SAMOVAR_SEED=N cargo test -p samovar-node --test main model` repeats one run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -220,11 +221,11 @@ async fn a_hundred_thousand_random_operations_equal_a_plain_map() {
 
 #[tokio::test]
 async fn a_key_with_many_revisions_is_read_at_every_block() {
-    const REVISIONS: usize = 1_500;
+    const FEW: usize = 1_500;
     let directory = tempfile::tempdir().unwrap();
     let node = new_node(directory.path()).await;
     let mut model = Model::default();
-    for n in 0..REVISIONS {
+    for n in 0..FEW {
         let operations =
             if n % 100 == 99 { vec![Operation::Delete { key: key("hot") }] } else { vec![put("hot", &n.to_string())] };
         let c = committed(&node, write(operations.clone())).await;
@@ -240,5 +241,109 @@ async fn a_key_with_many_revisions_is_read_at_every_block() {
         assert_eq!(found, shown(model.at("hot", block)), "at block {block} of {head}");
     }
     check_history(&node, &model, "hot", 37).await;
+    node.stop().await;
+}
+
+/// Revisions of the one key: as many as a counter gets that is written every second for a day.
+const REVISIONS: u64 = 100_000;
+/// Writes at once: they share blocks, so that the ledger is made in seconds.
+const WRITERS: u64 = 128;
+/// Rows of a page, as the API has it by default.
+const HISTORY_ROWS: usize = 100;
+/// Reads timed, of each kind.
+const TIMED: usize = 400;
+/// What a read of the far past may take, as a multiple of a read of a key with one revision.
+const SLOWER_MAX: u32 = 20;
+/// Below this, a ratio says more of the scheduler than of us.
+const FLOOR: Duration = Duration::from_micros(50);
+
+/// Writes the key `hot` in turns that each fill a block, as clients that do not wait for each other.
+async fn heat(node: &Node, model: &mut Model) {
+    for round in 0..REVISIONS / WRITERS + 1 {
+        let count = WRITERS.min(REVISIONS - round * WRITERS);
+        let tasks: Vec<_> = (0..count)
+            .map(|n| {
+                let n = round * WRITERS + n;
+                // Each thousandth is a deletion of whatever stands there.
+                let operation =
+                    if n % 1000 == 999 { Operation::Delete { key: key("hot") } } else { put("hot", &n.to_string()) };
+                let (node, operations) = (node.clone(), vec![operation]);
+                tokio::spawn(async move { (node.write(write(operations.clone())).await.unwrap(), operations) })
+            })
+            .collect();
+        let mut done = Vec::new();
+        for task in tasks {
+            match task.await.unwrap() {
+                (Outcome::Committed(c), operations) => done.push((c.transaction, c.block, operations)),
+                (Outcome::Refused(refusal), _) => panic!("a write of the hot key was refused: {refusal:?}"),
+            }
+        }
+        done.sort_by_key(|(index, ..)| *index);
+        for (index, block, operations) in done {
+            take_over(model, &operations, index, block);
+        }
+    }
+}
+
+/// Median and slowest.
+fn spread(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort_unstable();
+    (times[times.len() / 2], times[times.len() - 1])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_with_a_hundred_thousand_revisions_is_read_at_any_block() {
+    let seed = seed();
+    println!("repeat with SAMOVAR_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let directory = tempfile::tempdir().unwrap();
+    let node = new_node(directory.path()).await;
+    let mut model = Model::default();
+    heat(&node, &mut model).await;
+    for n in 0..TIMED {
+        committed(&node, write(vec![put(&format!("fresh/{n}"), "v")])).await;
+    }
+    let head = node.head().borrow().height;
+    let (mut past, mut fresh) = (Vec::new(), Vec::new());
+    for n in 0..TIMED {
+        let block = rng.gen_range(0..=head);
+        let begun = Instant::now();
+        let found = value(&node, "hot", Some(block)).await;
+        past.push(begun.elapsed());
+        assert_eq!(found, shown(model.at("hot", block)), "seed {seed}: hot at block {block} of {head}");
+        let begun = Instant::now();
+        assert!(value(&node, &format!("fresh/{n}"), None).await.is_some());
+        fresh.push(begun.elapsed());
+    }
+    let expected = &model.keys["hot"];
+    assert_eq!(expected.len() as u64, REVISIONS, "revisions of the model");
+    let (mut before, mut pages) = (None, Vec::new());
+    for _ in 0..TIMED / 20 {
+        let begun = Instant::now();
+        let page = node.history(&key("hot"), before, HISTORY_ROWS).await.unwrap();
+        pages.push(begun.elapsed());
+        let below = expected.partition_point(|r| before.is_none_or(|before| r.index < before));
+        let wanted: Vec<_> = expected[..below].iter().rev().take(HISTORY_ROWS).map(|r| (r.index, r.block)).collect();
+        let found: Vec<_> = page.versions.iter().map(|v| (v.revision, v.block)).collect();
+        assert_eq!(found, wanted, "seed {seed}: the history of hot before {before:?}");
+        before = Some(expected[rng.gen_range(1..expected.len())].index);
+    }
+    let first_page = pages[0];
+    let ((past, past_max), (fresh, fresh_max), (page, page_max)) = (spread(past), spread(fresh), spread(pages));
+    println!(
+        "RESULT a key with {REVISIONS} revisions: read at a random block of {head} {past:?} (median; slowest {past_max:?}), \
+         read of a key with one revision {fresh:?} ({fresh_max:?}), first {HISTORY_ROWS} rows of its history {first_page:?}, \
+         before a random revision {page:?} ({page_max:?})"
+    );
+    assert!(
+        past <= SLOWER_MAX * fresh.max(FLOOR),
+        "a read at a random block took {past:?}, more than {SLOWER_MAX} times the {fresh:?} of a key with one revision"
+    );
+    // Each row of a page is a read of an entry.
+    let rows = u32::try_from(HISTORY_ROWS).unwrap();
+    assert!(
+        page <= 2 * rows * fresh.max(FLOOR),
+        "a page of {HISTORY_ROWS} rows took {page:?}, more than twice as many reads of {fresh:?}"
+    );
     node.stop().await;
 }

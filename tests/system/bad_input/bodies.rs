@@ -7,9 +7,12 @@ const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Largest body of a transaction.
 const TRANSACTION_BYTES_MAX: usize = 2 << 20;
 
+/// Routes that take JSON by POST.
+const JSON_PATHS: [&str; 5] = ["/v1/transactions", "/v1/api-keys", "/v1/users", "/v1/certificates", "/v1/login"];
+
 /// All rows.
 pub(super) fn table() -> Vec<Row> {
-    let tables = [framing(), media_types(), json(), transaction_fields(), transaction_limits(), api_keys()];
+    let tables = [framing(), media_types(), json(), transaction_fields(), transaction_limits(), api_keys(), users()];
     tables.into_iter().flatten().collect()
 }
 
@@ -59,7 +62,7 @@ fn media_types() -> Vec<Row> {
     rows.push(put().header("Content-Type: a/b").header("Content-Type: a/b").is(400, "invalid-request"));
     rows.push(put().header("Content-Encoding: gzip").is(415, "unsupported-media-type"));
     rows.push(put().header("Content-Range: bytes 0-0/1").is(400, "invalid-request"));
-    for path in ["/v1/transactions", "/v1/api-keys"] {
+    for path in JSON_PATHS {
         let post = || on("POST", path).body("{}");
         rows.push(post().is(415, "unsupported-media-type"));
         rows.push(post().header("Content-Type: text/plain").is(415, "unsupported-media-type"));
@@ -71,7 +74,7 @@ fn media_types() -> Vec<Row> {
     rows
 }
 
-/// What is not JSON, or not JSON that every reader understands alike: on both routes that take it.
+/// What is not JSON, or not JSON that every reader understands alike: on the routes that take it.
 fn json() -> Vec<Row> {
     let deep = |open: &str, close: &str| open.repeat(10_000) + "1" + &close.repeat(10_000);
     let bad: Vec<Vec<u8>> = vec![
@@ -109,7 +112,7 @@ fn json() -> Vec<Row> {
     ];
     let post = |path, body: &Vec<u8>| on("POST", path).header("Content-Type: application/json").body(body.clone());
     let each = |path| bad.iter().map(move |body| post(path, body).is(400, "invalid-request")).collect::<Vec<_>>();
-    let mut rows: Vec<_> = ["/v1/transactions", "/v1/api-keys"].into_iter().flat_map(each).collect();
+    let mut rows: Vec<_> = JSON_PATHS.into_iter().flat_map(each).collect();
     // Without a body there is nothing to be malformed but the length: the same answer.
     rows.push(transaction("").is(400, "invalid-request"));
     rows
@@ -147,8 +150,8 @@ fn transaction_fields() -> Vec<Row> {
         r#"[{"erase":{"key":"a"}}]"#,
         r#"[{"erase":{"key":"a","revision":null}}]"#,
         r#"[{"erase":{"key":"a","revision":-1}}]"#,
-        r#"[{"erase":{"key":"a","revision":1.0}}]"#,
-        r#"[{"erase":{"key":"a","revision":1e0}}]"#,
+        r#"[{"erase":{"key":"a","revision":1.5}}]"#,
+        r#"[{"erase":{"key":"a","revision":1e300}}]"#,
         r#"[{"erase":{"key":"a","revision":"1"}}]"#,
         r#"[{"erase":{"key":"a","revision":18446744073709551616}}]"#,
     ];
@@ -223,6 +226,7 @@ fn transaction_limits() -> Vec<Row> {
         one(r#"{"put":{"key":"a","value":1,"type":"a/b\r\nX: y"}}"#).is(415, "unsupported-media-type"),
         one(r#"{"delete":{"key":"absent"}}"#).is(404, "no-such-key"),
         one(r#"{"erase":{"key":"absent","revision":1}}"#).is(404, "no-such-revision"),
+        one(r#"{"erase":{"key":"absent","revision":1.0}}"#).is(404, "no-such-revision"),
         one(r#"{"erase":{"key":"k","revision":18446744073709551615}}"#).is(404, "no-such-revision"),
         transaction(r#"{"require":[{"key":"absent","revision":1}],"operations":[{"put":{"key":"a","value":1}}]}"#).is(412, "precondition-failed"),
         transaction(r#"{"require":[{"key":"k","revision":null}],"operations":[{"put":{"key":"a","value":1}}]}"#).is(412, "precondition-failed"),
@@ -233,12 +237,11 @@ fn transaction_limits() -> Vec<Row> {
 fn api_keys() -> Vec<Row> {
     let of = |body: String| on("POST", "/v1/api-keys").header("Content-Type: application/json").body(body);
     let malformed = [
-        r#"{"name":"n"}"#,
         r#"{"role":"reader"}"#,
         r#"{"name":1,"role":"reader"}"#,
         r#"{"name":"n","role":"root"}"#,
         r#"{"name":"n","role":"Reader"}"#,
-        r#"{"name":"n","role":null}"#,
+        r#"{"name":"n","role":"writer","grants":["admin"]}"#,
         r#"{"name":"n","role":"reader","x":1}"#,
         r#"{"name":"n","name":"n","role":"reader"}"#,
         r#"{"name":"n","role":"reader","prefixes":"a"}"#,
@@ -259,7 +262,64 @@ fn api_keys() -> Vec<Row> {
     for prefixes in ["\"\"", "\"~\"", "\"~api-keys/\"", "\"a\\u0000\"", &many, &prefix] {
         rows.push(of(format!(r#"{{"name":"n","role":"reader","prefixes":[{prefixes}]}}"#)).is(422, "unprocessable"));
     }
-    rows.push(of(r#"{"name":"n","role":"reader","expires_ms":1}"#.into()).is(422, "unprocessable"));
+    for body in [
+        r#"{"name":"n","role":"reader","expires_ms":1}"#,
+        r#"{"name":"n"}"#,
+        r#"{"name":"n","role":null}"#,
+        r#"{"name":"n","role":"reader","user":"nobody"}"#,
+        r#"{"name":"n","user":"nobody","prefixes":["a"]}"#,
+        r#"{"name":"n","user":"nobody","grants":["erase"]}"#,
+    ] {
+        rows.push(of(body.into()).is(422, "unprocessable"));
+    }
+    rows.push(of(r#"{"name":"n","user":"nobody"}"#.into()).is(404, "no-such-user"));
     // The last key that may make others cannot be thrown away; its id is not known here, the test of the API does that.
+    rows
+}
+
+/// Bodies about users, their passwords and certificates.
+fn users() -> Vec<Row> {
+    let to = |method: &str, path: &str, body: &str| {
+        on(method, path).header("Content-Type: application/json").body(body.to_owned())
+    };
+    let mut rows = Vec::new();
+    for body in [
+        r#"{"name":"a"}"#,
+        r#"{"name":"a","role":"root"}"#,
+        r#"{"name":"a","role":"reader","password":1}"#,
+        r#"{"name":"a","role":"reader","service":true}"#,
+        r#"{"name":"a","role":"reader","grants":"erase"}"#,
+    ] {
+        rows.push(to("POST", "/v1/users", body).is(400, "invalid-request"));
+    }
+    let long = "n".repeat(65);
+    for name in ["", "A", "-a", "a b", "a/b", "~a", "\u{e9}", "a\u{0}", &long] {
+        let body = format!(r#"{{"name":"{name}","role":"reader"}}"#);
+        rows.push(to("POST", "/v1/users", &body).is(422, "unprocessable"));
+    }
+    let long = "long".repeat(257);
+    for password in ["", "fourteen chars", "aaaaaaaaaaaaaaaaaaaa", "alice-is-alice", "alice-is-alice-1", &long] {
+        let body = format!(r#"{{"name":"alice","role":"reader","password":"{password}"}}"#);
+        rows.push(to("POST", "/v1/users", &body).is(422, "unprocessable"));
+    }
+    rows.push(to("PUT", "/v1/users/nobody", r#"{"role":"reader"}"#).is(404, "no-such-user"));
+    rows.push(to("PUT", "/v1/users/nobody", r#"{"disabled":true}"#).is(400, "invalid-request"));
+    rows.push(to("PUT", "/v1/users/nobody/password", r#"{"password":"fifteen letters"}"#).is(404, "no-such-user"));
+    rows.push(to("PUT", "/v1/api-keys/0011223344556677", r#"{"name":"n"}"#).is(404, "no-such-api-key"));
+    // The admin's key is nobody's: it has no password to change.
+    let change = r#"{"old":"fifteen letters","new":"fifteen letters more"}"#;
+    rows.push(to("PUT", "/v1/me/password", change).is(409, "no-user"));
+    rows.push(on("POST", "/v1/logout").is(409, "no-session"));
+    let key = "0".repeat(64);
+    let certificate = |key: &str| format!(r#"{{"name":"n","user":"nobody","key":"{key}"}}"#);
+    rows.push(to("POST", "/v1/certificates", &certificate(&key)).is(404, "no-such-user"));
+    for key in ["", "00", &"0".repeat(63), &"0".repeat(65), &"g".repeat(64), &"A".repeat(64)] {
+        rows.push(to("POST", "/v1/certificates", &certificate(key)).is(422, "unprocessable"));
+    }
+    // One argon2 each; the user does not exist.
+    for name in ["nobody", "", "A", "~", "a\u{0}"] {
+        let body = format!(r#"{{"user":"{name}","password":"x"}}"#);
+        rows.push(to("POST", "/v1/login", &body).without_token().is(401, "unauthenticated"));
+    }
     rows
 }

@@ -18,7 +18,18 @@ const PATHS: &[(&str, &[&str])] = &[
     ("/tile/0/000.p/1", &["GET"]),
     ("/v1/log", &["GET"]),
     ("/v1/api-keys", &["POST", "GET"]),
-    ("/v1/api-keys/0011223344556677", &["DELETE"]),
+    ("/v1/api-keys/0011223344556677", &["PUT", "DELETE"]),
+    ("/v1/login", &["POST"]),
+    ("/v1/logout", &["POST"]),
+    ("/v1/me", &["GET"]),
+    ("/v1/me/password", &["PUT"]),
+    ("/v1/users", &["POST", "GET"]),
+    ("/v1/users/nobody", &["GET", "PUT", "DELETE"]),
+    ("/v1/users/nobody/password", &["PUT"]),
+    ("/v1/users/nobody/sessions", &["DELETE"]),
+    ("/v1/certificates", &["POST", "GET"]),
+    ("/v1/certificates/00", &["DELETE"]),
+    ("/v1/session-keys", &["POST"]),
     ("/v1/status", &["GET"]),
     ("/health", &["GET"]),
     ("/ready", &["GET"]),
@@ -27,7 +38,7 @@ const PATHS: &[(&str, &[&str])] = &[
 ];
 
 /// The paths that need no token from loopback.
-const OPEN: &[&str] = &["/v1/log", "/health", "/ready", "/metrics", "/openapi.json"];
+const OPEN: &[&str] = &["/v1/log", "/v1/login", "/health", "/ready", "/metrics", "/openapi.json"];
 
 /// All rows.
 pub(super) fn table() -> Vec<Row> {
@@ -227,6 +238,12 @@ fn numbers_in_paths() -> Vec<Row> {
         ["", "x", "0011223344556677", "001122334455667", "00112233445566778", "001122334455667G", "00112233445566%37"]
     {
         rows.push(on("DELETE", format!("/v1/api-keys/{id}")).is(404, "no-such-api-key"));
+        rows.push(on("DELETE", format!("/v1/certificates/{id}")).is(404, "no-such-certificate"));
+    }
+    for name in ["", "nobody", "Nobody", ".", "..", "a%20b", "~users", &"n".repeat(65)] {
+        rows.push(on("GET", format!("/v1/users/{name}")).is(404, "no-such-user"));
+        rows.push(on("DELETE", format!("/v1/users/{name}")).is(404, "no-such-user"));
+        rows.push(on("DELETE", format!("/v1/users/{name}/sessions")).is(404, "no-such-user"));
     }
     rows
 }
@@ -278,7 +295,6 @@ fn conditions() -> Vec<Row> {
     let mut rows = Vec::new();
     for method in ["PUT", "DELETE"] {
         let bad = [
-            "",
             "0",
             "*",
             "\"x\"",
@@ -301,6 +317,7 @@ fn conditions() -> Vec<Row> {
         rows.push(two().header("If-Match: \"0\"").header("If-Match: \"0\"").is(400, "invalid-request"));
         rows.push(two().header("If-None-Match: *").header("If-None-Match: *").is(400, "invalid-request"));
         rows.push(two().header(b"If-Match: \xff").is(400, "invalid-request"));
+        rows.push(two().header("If-Match: ").is(412, "precondition-failed"));
         rows.push(two().header("If-Match: \"999999\"").is(412, "precondition-failed"));
         rows.push(two().header("If-None-Match: *").is(412, "precondition-failed"));
         let long = "k".repeat(129);
@@ -335,6 +352,10 @@ fn tokens() -> Vec<Row> {
         bad(format!("Bearer samovar_../../x_{secret}")).is(401, "unauthenticated"),
         bad(format!("Bearer samovar__{secret}")).is(401, "unauthenticated"),
         bad(format!("Bearer samovar_{}_{secret}", "0".repeat(1000))).is(401, "unauthenticated"),
+        bad("Bearer samovar_session_".into()).is(401, "unauthenticated"),
+        bad("Bearer samovar_session_0011223344556677.e30.".into()).is(401, "unauthenticated"),
+        bad(format!("Bearer samovar_session_{}", "A".repeat(2000))).is(401, "unauthenticated"),
+        bad("Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.".into()).is(401, "unauthenticated"),
         on("GET", "/v1/status").without_token().header(b"Authorization: Bearer \xff").is(401, "unauthenticated"),
         on("GET", "/v1/status").header("Authorization: Bearer x").is(400, "invalid-request"),
     ]

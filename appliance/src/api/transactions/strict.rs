@@ -1,10 +1,11 @@
 //! What serde lets through inside values that are kept as they were written: repeated fields, great depth, numbers that
-//! no reader would agree on.
+//! no reader would agree on; and whole numbers, however they are written.
 
 use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 /// Deepest nesting of a body.
 pub(super) const DEPTH_MAX: usize = 64;
@@ -80,6 +81,37 @@ impl<'de> Visitor<'de> for Any {
         }
         Ok(())
     }
+}
+
+/// A whole number. JSON has one kind of number, and many writers cannot tell `7` from `7.0`.
+pub(crate) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let json = <&RawValue>::deserialize(deserializer)?.get();
+    whole_of(json).ok_or_else(|| de::Error::custom("expected a whole number below 2^64"))
+}
+
+/// A whole number or `null`.
+pub(crate) fn whole_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    match <&RawValue>::deserialize(deserializer)?.get() {
+        "null" => Ok(None),
+        json => whole_of(json).map(Some).ok_or_else(|| de::Error::custom("expected a whole number below 2^64 or null")),
+    }
+}
+
+/// The value of a JSON number that is whole, exactly: a double would round it.
+fn whole_of(json: &str) -> Option<u64> {
+    let (mantissa, exponent) = json.split_once(['e', 'E']).unwrap_or((json, "0"));
+    let (negative, mantissa) = mantissa.strip_prefix('-').map_or((false, mantissa), |rest| (true, rest));
+    let (integer, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = [integer, fraction].concat();
+    let significant = digits.trim_end_matches('0');
+    if significant.is_empty() && !digits.is_empty() {
+        return Some(0);
+    }
+    let exponent = i64::from(exponent.parse::<i32>().ok()?);
+    let zeros = i64::try_from(digits.len() - significant.len()).ok()?;
+    let power = exponent.checked_sub(i64::try_from(fraction.len()).ok()?)?.checked_add(zeros)?;
+    let factor = 10_u64.checked_pow(u32::try_from(power).ok()?)?;
+    significant.parse::<u64>().ok().filter(|_| !negative)?.checked_mul(factor)
 }
 
 #[derive(PartialEq, Eq, Hash)]

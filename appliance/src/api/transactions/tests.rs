@@ -28,6 +28,23 @@ fn a_transaction_is_taken_as_written() {
     assert_eq!(operations, want);
 }
 
+/// JSON Schema calls each of these an integer, and so does a reader that has doubles only.
+#[test]
+fn whole_numbers_may_be_written_with_fraction_or_exponent() {
+    let exact = "18446744073709551615.0";
+    for (text, revision) in
+        [("7", 7), ("7.0", 7), ("0.7E+1", 7), ("7000e-3", 7), ("-0", 0), ("0e9", 0), (exact, u64::MAX)]
+    {
+        let body = format!(
+            r#"{{"require":[{{"key":"a","revision":{text}}}],"operations":[{{"erase":{{"key":"b","revision":{text}}}}}]}}"#
+        );
+        let (requirements, operations) = parse(body.as_bytes()).expect(text);
+        assert_eq!(requirements[0].revision, Some(revision), "{text}");
+        let erase = Operation::Erase { key: Key::client("b").expect("a key"), revision };
+        assert_eq!(operations, [erase], "{text}");
+    }
+}
+
 #[test]
 fn malformed_json_is_400() {
     let deep = format!(r#"{{"operations":[{{"put":{{"key":"a","value":{}1{}}}}}]}}"#, "[".repeat(80), "]".repeat(80));
@@ -55,7 +72,11 @@ fn malformed_json_is_400() {
         r#"{"operations":[{"put":{"key":"a","blob":"bafk"}}]}"#,
         r#"{"operations":[{"erase":{"key":"a"}}]}"#,
         r#"{"operations":[{"erase":{"key":"a","revision":-1}}]}"#,
-        r#"{"operations":[{"erase":{"key":"a","revision":1.0}}]}"#,
+        r#"{"operations":[{"erase":{"key":"a","revision":1.5}}]}"#,
+        r#"{"operations":[{"erase":{"key":"a","revision":1e20}}]}"#,
+        r#"{"operations":[{"erase":{"key":"a","revision":70e-2}}]}"#,
+        r#"{"operations":[{"erase":{"key":"a","revision":true}}]}"#,
+        r#"{"require":[{"key":"a","revision":-1.0}],"operations":[{"delete":{"key":"a"}}]}"#,
         r#"{"operations":[{"erase":{"key":"a","revision":"1"}}]}"#,
         r#"{"operations":[{"erase":{"key":"a","revision":18446744073709551616}}]}"#,
         r#"{"require":[{"key":"a"}],"operations":[{"delete":{"key":"a"}}]}"#,

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use samovar_fuzz::forge::{base64, extra};
 
-use super::forge::{base64, extra};
 use super::vectors::{Vectors, row};
 use crate::checkpoint::Checkpoint;
 use crate::merkle::leaf_hash;

@@ -207,10 +207,6 @@ impl Ledger {
         inclusion_proof(index, self.size(), read).unwrap()
     }
 
-    pub(super) fn map_value(&self, key: &str) -> MapValue {
-        self.state[key]
-    }
-
     pub(super) fn source(&self, index: u64) -> Source {
         Source { line: self.line(index).into(), path: self.path(index) }
     }

@@ -1,8 +1,8 @@
 //! Test vectors for the parts that proof files are made of: `tests/vectors/parts.json`.
 
+use samovar_fuzz::forge::base64;
 use serde_json::{Value, json};
 
-use super::forge::base64;
 use super::ledger::Ledger;
 use crate::entry::{Entry, MapValue, commitment};
 use crate::merkle::{Tree, leaf_hash};
