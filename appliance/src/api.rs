@@ -18,6 +18,7 @@ use crate::config::{Config, Network};
 use crate::http::{Answer, Asked, Handler, Limits, Payload, Peer, RequestBody};
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::quota::{Class, Limiter, Told};
 use crate::tls::ClientKeys;
 
 mod access;
@@ -59,6 +60,8 @@ pub(crate) struct Route {
     pub(crate) pattern: &'static str,
     /// What it needs.
     pub(crate) right: Right,
+    /// Which limits it counts against.
+    pub(crate) class: Class,
     /// One line for the documentation.
     pub(crate) summary: &'static str,
     /// Query parameters that it takes; others are refused.
@@ -104,6 +107,8 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     /// What needs no token.
     pub(crate) openness: Live<Openness>,
+    /// How many requests are taken.
+    limiter: Limiter,
     /// Bounds of the listener; here for the number of watches.
     pub(crate) limits: Live<Limits>,
     /// How long a session lasts, in milliseconds.
@@ -148,6 +153,7 @@ impl App {
             metrics,
             limits: live.0,
             openness: live.1,
+            limiter: Limiter::new(config.quotas.clone()),
             session_life_ms: config.session_life_ms,
             stop,
             started: std::time::Instant::now(),
@@ -185,10 +191,15 @@ async fn dispatch(app: Arc<App>, asked: Asked) -> Answer {
         Ok(found) => found,
         Err(problem) => return Answer::refused(problem, &id),
     };
-    let mut actor = None;
+    let (mut actor, mut told) = (None, app.limiter.network(route.class, &peer));
     let handled = async {
+        told.as_ref().map_or(Ok(()), Told::check)?;
         let principal = admit(&app, route.right, &head, &peer).await?;
         actor = Some(principal.id.clone());
+        let own = app.limiter.principal(route.class, &principal, &peer);
+        let checked = own.as_ref().map_or(Ok(()), Told::check);
+        told = Told::nearer(told.take(), own);
+        checked?;
         let query = Values::parse(head.uri.query(), route.query)?;
         if route.body.is_none() {
             body.refuse()?;
@@ -196,7 +207,10 @@ async fn dispatch(app: Arc<App>, asked: Asked) -> Answer {
         (route.handler)(Call { app: app.clone(), principal, head, body: Some(body), peer, query, captured }).await
     }
     .await;
-    let response = handled.unwrap_or_else(|problem| problem.into_response(id.as_str()));
+    let mut response = handled.unwrap_or_else(|problem| problem.into_response(id.as_str()));
+    if let Some(told) = told {
+        told.dress(&mut response);
+    }
     Answer { response, route: route.pattern, actor }
 }
 
@@ -285,7 +299,9 @@ impl Call {
             Some(idempotency) => Some(self.app.running.claim(&self.principal.id, &idempotency.key)?),
             None => None,
         };
-        match self.app.node.write(write).await? {
+        let outcome = self.app.node.write(write).await;
+        self.app.metrics.transaction(&outcome);
+        match outcome? {
             Outcome::Committed(committed) => Ok(committed),
             Outcome::Refused(refusal) => Err(refusal.into()),
         }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::LIFE_MS_MAX;
 use crate::http::Limits;
+use crate::quota::{Quota, Quotas};
 
 mod nearest;
 #[cfg(test)]
@@ -93,10 +94,10 @@ sections! {
     }
     /// Users and their sessions.
     auth: AuthSection {
-        /// How long a session lasts after a login: one minute to 24 hours.
+        /// How long a session lasts after a login: one second to 24 hours.
         session_life: Span = Span::seconds(3600),
     }
-    /// Bounds of the HTTPS listener. What happens at each of them stands in docs/reference/api.md.
+    /// Bounds of the HTTPS listener, and how many requests it takes. What happens at each of them stands in docs/reference/api.md.
     limits: LimitsSection {
         /// Open connections. At the limit the longest idle connection makes room; if none is idle, the new one is closed.
         connections: usize = 2048,
@@ -132,6 +133,19 @@ sections! {
         watches: usize = 256,
         /// How long requests in flight may take to finish when the daemon stops.
         stop_deadline: Span = Span::seconds(20),
+        /// Requests of one principal (429), `REQUESTS/TIME`: so many at once, and as many again in each such time. This
+        /// node counts for itself, as for the five below.
+        api: Quota = per_second(20_000),
+        /// The same of one address (IPv6: of one /64 network), whoever asks. Behind a proxy or NAT many are one address.
+        api_per_address: Quota = per_second(40_000),
+        /// Requests of one principal that bring values (`PUT /v1/keys/…`, `POST /v1/transactions`).
+        upload: Quota = per_second(20_000),
+        /// The same of one address.
+        upload_per_address: Quota = per_second(40_000),
+        /// Changes of their own password by one principal.
+        login: Quota = Quota { requests: 60, window: Duration::from_secs(60) },
+        /// Logins, good ones and failed, from one address.
+        login_per_address: Quota = Quota { requests: 300, window: Duration::from_secs(60) },
     }
     /// Prometheus metrics.
     metrics: MetricsSection {
@@ -149,6 +163,10 @@ sections! {
         /// counted (`samovar_access_records_omitted_total`).
         access_rate: u32 = 200,
     }
+}
+
+const fn per_second(requests: u32) -> Quota {
+    Quota { requests, window: Duration::from_secs(1) }
 }
 
 /// Level of the journal.
@@ -199,6 +217,8 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     /// How long a session lasts, in milliseconds.
     pub(crate) session_life_ms: u64,
+    /// How many requests are taken.
+    pub(crate) quotas: Quotas,
     /// Networks that may read metrics.
     pub(crate) metrics_allow: Vec<Network>,
     /// Least level of the journal.
@@ -278,8 +298,8 @@ impl ConfigFile {
         }
         let life = self.auth.session_life;
         let session_life_ms = u64::try_from(life.0.as_millis()).unwrap_or(u64::MAX);
-        if !(60_000..=LIFE_MS_MAX).contains(&session_life_ms) {
-            return Err(format!("auth.session_life is {life}, it must lie between 1m and 24h"));
+        if !(1000..=LIFE_MS_MAX).contains(&session_life_ms) {
+            return Err(format!("auth.session_life is {life}, it must lie between 1s and 24h"));
         }
         Ok(Config {
             data: self.node.data,
@@ -290,6 +310,10 @@ impl ConfigFile {
             cache_bytes: self.store.cache.0,
             limits,
             session_life_ms,
+            quotas: Quotas {
+                principal: [self.limits.api, self.limits.login, self.limits.upload],
+                network: [self.limits.api_per_address, self.limits.login_per_address, self.limits.upload_per_address],
+            },
             metrics_allow: self.metrics.allow,
             level: self.journal.level,
         })

@@ -170,17 +170,18 @@ impl Server {
                 biased;
                 () = stopped(&mut stop) => break,
                 _ = sweep.tick() => shared.registry.sweep(),
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, peer)) => connection::admit(&shared, socket, peer.ip().to_canonical()),
-                    Err(error) => {
-                        tracing::warn!(%error, "accepting a connection failed");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+                // Before the network: a flood there must not keep root away.
                 accepted = accept_local(local.as_ref()) => match accepted {
                     Ok(socket) => connection::admit_local(&shared, socket),
                     Err(error) => {
                         tracing::warn!(%error, "accepting a connection on the Unix socket failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => connection::admit(&shared, socket, peer.ip().to_canonical()),
+                    Err(error) => {
+                        tracing::warn!(%error, "accepting a connection failed");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
@@ -206,6 +207,7 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 /// Runs the handler within the deadline and dresses its answer.
 async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Response<Payload> {
     let begun = tokio::time::Instant::now();
+    let _in_flight = shared.metrics.begin();
     let (head, incoming) = request.into_parts();
     let id = RequestId::of(&head.headers);
     let method = answer::method_label(&head.method);

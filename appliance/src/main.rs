@@ -17,6 +17,7 @@ mod live;
 mod metrics;
 mod openapi;
 mod output;
+mod quota;
 mod serve;
 mod tls;
 

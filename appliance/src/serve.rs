@@ -44,6 +44,8 @@ use reload::Settings;
 
 /// File of the data directory that says where the node listens.
 const URL_FILE: &str = "url";
+/// Threads for what would hold up the listener: reads that may wait for the disk, hashes of passwords.
+const BLOCKING_THREADS: usize = 6;
 /// Descriptors beyond those of connections: storage, peers, journal.
 const DESCRIPTORS_RESERVED: u64 = 512;
 
@@ -69,7 +71,11 @@ fn run(
     let tls = tls::load_or_renew(directory.path(), || subject(config, directory.path()))?;
     let settings = Settings::new(source, config.clone(), tls);
     let listener = bind(config.listen)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("starting the runtime")?;
     notify::status("Replaying the raft log");
     rt::report_synchronised(runtime.block_on(machine_clock::is_synchronised()));
     let mut node = NodeThread::start(node_config(config, directory.path()))?;
@@ -104,14 +110,16 @@ async fn listen(
 ) -> Result<()> {
     let Events { ready, stop, reloads, ended } = events;
     let (stopping, stop_seen) = watch::channel(false);
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new(&config.data));
+    note_certificates(&metrics, &config.data);
     let (tls, limits, clients) = (settings.tls.clone(), settings.limits.clone(), settings.clients.clone());
     let live = (limits.clone(), settings.openness.clone());
     let app = App::new(node.clone(), config, live, clients, metrics.clone(), stop_seen.clone());
     let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;
     let address = listener.local_addr().context("asking for the listening address")?;
-    let server = Server { listener, local, tls, limits, handler: app.handler(), metrics };
+    let handler = app.handler();
+    let server = Server { listener, local, tls, limits, handler, metrics: metrics.clone() };
     let serving = tokio::spawn(server.run(stop_seen));
     write_url(&config.data, address)?;
     // Once systemd knows that we are ready it may send signals, so they are watched before.
@@ -121,7 +129,7 @@ async fn listen(
     tracing::info!(%address, "serving");
     ready(address);
     let mut attendants = JoinSet::new();
-    attendants.spawn(settings.follow(reloads, node.clone()));
+    attendants.spawn(settings.follow(reloads, node.clone(), metrics));
     attendants.spawn(heartbeat::run(node));
 
     let failed = tokio::select! {
@@ -134,6 +142,13 @@ async fn listen(
     let _ = stopping.send(true);
     serving.await.context("the listener failed")?;
     failed.map_or(Ok(()), Err)
+}
+
+/// Tells the metrics when the certificates in use end.
+fn note_certificates(metrics: &Metrics, data: &Path) {
+    for (certificate, not_after_s) in tls::expiries(data) {
+        metrics.certificate(certificate, not_after_s);
+    }
 }
 
 /// Leaves the URL for the command line on this machine, which finds CA and token beside it.

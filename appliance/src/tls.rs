@@ -21,6 +21,7 @@ use crate::durable::{Mode, sync_directory, write_new};
 
 mod clients;
 mod renew;
+mod validity;
 
 pub(crate) use clients::{ClientKeys, key_hash};
 pub(crate) use renew::load_or_renew;
@@ -249,6 +250,19 @@ impl Own {
         config.ticketer = rustls::crypto::ring::Ticketer::new().context("making session ticket keys")?;
         Ok(Arc::new(config))
     }
+}
+
+/// The certificates in use and when each ends, seconds since 1970: `node`, as it is served, and `ca`. One that does not
+/// say so is left out: what serves goes on serving.
+pub(crate) fn expiries(data: &Path) -> impl Iterator<Item = (&'static str, u64)> {
+    let files = [("node", data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE)), ("ca", data.join(CA_FILE))];
+    files.into_iter().filter_map(|(certificate, path)| {
+        let not_after_s = CertificateDer::from_pem_file(&path).ok().and_then(|der| validity::not_after_s(&der));
+        if not_after_s.is_none() {
+            tracing::warn!("tls: {} does not say until when it holds", path.display());
+        }
+        Some((certificate, not_after_s?))
+    })
 }
 
 #[cfg(test)]

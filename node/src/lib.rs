@@ -18,6 +18,7 @@ pub mod state_root;
 pub mod tiles;
 pub mod view;
 
+mod archive;
 mod canonical;
 mod clock;
 mod cosign;
@@ -28,6 +29,7 @@ mod machine;
 mod raft;
 mod read;
 mod salts;
+mod segment;
 mod store;
 mod wal;
 

@@ -79,6 +79,9 @@ pub(crate) struct ConsensusStatus {
     pub role: &'static str,
     pub leader: Option<u64>,
     pub term: u64,
+    pub voters: usize,
+    pub last_index: u64,
+    pub applied_index: u64,
     pub log: RaftLogStatus,
 }
 
@@ -111,7 +114,10 @@ impl Consensus {
             raft.initialize(members).await.map_err(|e| Error::Unavailable(format!("beginning the log: {e}")))?;
         }
         let consensus = Self { raft, log, ledger, durable };
-        consensus.lead().await?;
+        if let Err(error) = consensus.lead().await {
+            consensus.stop().await;
+            return Err(error);
+        }
         Ok(consensus)
     }
 
@@ -122,7 +128,10 @@ impl Consensus {
         loop {
             let (state, leader, applied, last) = {
                 let m = metrics.borrow();
-                m.running_state.clone().map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
+                m.running_state.clone().map_err(|e| match self.ledger.suspicion.noted() {
+                    Some(what) => Error::DamagedStore(what),
+                    None => Error::Corrupt(format!("the raft log cannot be used: {e}")),
+                })?;
                 (m.state, m.current_leader, m.last_applied.map(|id| id.index), m.last_log_index)
             };
             if state == ServerState::Leader && leader.is_some() && applied == last && applied.is_some() {
@@ -231,7 +240,15 @@ impl Consensus {
             ServerState::Learner => "learner",
             ServerState::Shutdown => "stopped",
         };
-        ConsensusStatus { role, leader: m.current_leader, term: m.current_term, log: self.log_status() }
+        ConsensusStatus {
+            role,
+            leader: m.current_leader,
+            term: m.current_term,
+            voters: m.membership_config.membership().voter_ids().count(),
+            last_index: m.last_log_index.unwrap_or(0),
+            applied_index: m.last_applied.map_or(0, |id| id.index),
+            log: self.log_status(),
+        }
     }
 }
 
@@ -243,9 +260,10 @@ impl Consensus {
             bytes: stats.bytes,
             segment_bytes: stats.segments * wal::Config::default().segment_bytes,
             fsyncs: stats.fsyncs,
+            fsyncs_by_time: stats.fsyncs_by_time,
             fsync_time: stats.fsync_time,
             fsync_time_max: stats.fsync_time_max,
-            fsync_in_flight: stats.fsync_in_flight,
+            write_in_flight: stats.write_in_flight,
         }
     }
 }
@@ -278,17 +296,24 @@ async fn restore_salts(log: &RaftLog, ledger: &Ledger) -> Result<(), Error> {
 
 /// A raft log that ends before the store, or begins after it, has lost something.
 fn check_log(log: &RaftLog, ledger: &Ledger, begun: bool) -> Result<(), Error> {
-    let applied = ledger.chain().head.raft_index;
+    let applied = {
+        let chain = ledger.chain();
+        (!chain.head.raft.is_empty()).then_some(chain.head.raft_index)
+    };
+    let end = applied.map_or("are empty".into(), |index| format!("end at raft index {index}"));
     let last = log.last_log_id().map(|id| id.index);
     let purged = log.purged().map(|id| id.index);
-    let lost = |what: String| Error::Corrupt(format!("{what}: restore a backup, or rejoin the cluster from its peers"));
+    let damage = ledger.archive.damage().map(|what| format!(" ({what})")).unwrap_or_default();
+    let lost = |what: String| {
+        Error::Corrupt(format!("{what}{damage}: restore a backup, or rejoin the cluster from its peers"))
+    };
     match (purged, last) {
         (_, None) if begun => Err(lost("the raft log is gone".into())),
-        (Some(purged), _) if purged > applied => Err(lost(format!(
-            "the store ends at raft index {applied}, but the raft log keeps only what comes after {purged}"
-        ))),
-        (_, Some(last)) if last < applied => {
-            Err(lost(format!("the raft log ends at index {last}, but the store has applied {applied}")))
+        (Some(purged), _) if Some(purged) > applied => {
+            Err(lost(format!("store and archive {end}, but the raft log keeps only what comes after {purged}")))
+        }
+        (_, last) if last.is_some() && last < applied => {
+            Err(lost(format!("the raft log ends at index {}, but store and archive {end}", last.unwrap_or_default())))
         }
         _ => Ok(()),
     }

@@ -229,6 +229,23 @@ pub struct ClockStatus {
     pub held: bool,
 }
 
+/// Bounds of the classes that fsyncs of the raft log are counted in: a good disk takes less than one millisecond, an
+/// election waits 400 ms, and [`RaftLogStatus::write_in_flight`] says when one does not end.
+pub const FSYNC_BOUNDS: [Duration; 12] = [
+    Duration::from_micros(250),
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+];
+
 /// How the node is.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
@@ -242,6 +259,16 @@ pub struct Status {
     pub leader: Option<u64>,
     /// Raft term.
     pub term: u64,
+    /// Voters of the cluster.
+    pub voters: usize,
+    /// Index of the last entry in the raft log.
+    pub raft_index: u64,
+    /// Index of the last raft entry that was applied here.
+    pub applied_index: u64,
+    /// Writes that wait for a block.
+    pub waiting_writes: usize,
+    /// Most writes that may wait.
+    pub waiting_writes_max: usize,
     /// Where the chain stands.
     pub head: Head,
     /// Size of the newest published checkpoint.
@@ -254,8 +281,12 @@ pub struct Status {
     pub reserve_bytes: u64,
     /// Bytes that the store takes on disk.
     pub store_bytes: u64,
-    /// Bytes that store, salts, state map and raft log take together.
+    /// Bytes that store, archive, salts, state map and raft log take together.
     pub data_bytes: u64,
+    /// Names of damaged stores that were set aside in the data directory; they take room until they are removed.
+    pub stores_set_aside: Vec<String>,
+    /// The archive.
+    pub archive: ArchiveStatus,
     /// Checkpoints published since start; each was signed and cosigned.
     pub checkpoint_rounds: u64,
     /// The clock.
@@ -264,6 +295,21 @@ pub struct Status {
     pub raft_log: RaftLogStatus,
     /// What apply did and what it took.
     pub apply: ApplyStages,
+}
+
+/// The archive: the second copy of what the store holds. Sums since start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ArchiveStatus {
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes that the scrub read.
+    pub scrubbed_bytes: u64,
+    /// Segments that it found damaged.
+    pub damaged_segments: u64,
+    /// Those that it made again from the store.
+    pub repaired_segments: u64,
+    /// When it last read all, milliseconds since 1970; 0: not yet.
+    pub scrub_passed_ms: u64,
 }
 
 /// The raft log on disk; sums since start.
@@ -277,12 +323,14 @@ pub struct RaftLogStatus {
     pub segment_bytes: u64,
     /// Calls of fdatasync.
     pub fsyncs: u64,
+    /// The same by how long they took: one count per bound of [`FSYNC_BOUNDS`], and one for those beyond the last.
+    pub fsyncs_by_time: [u64; FSYNC_BOUNDS.len() + 1],
     /// Time in them.
     pub fsync_time: Duration,
     /// The longest one.
     pub fsync_time_max: Duration,
-    /// Age of the one now under way.
-    pub fsync_in_flight: Option<Duration>,
+    /// Age of the write now under way, with its fsync.
+    pub write_in_flight: Option<Duration>,
 }
 
 /// CPU time of apply by stage, nanoseconds, and what it wrote; sums since start.
@@ -298,6 +346,8 @@ pub struct ApplyStages {
     pub transactions_ns: u64,
     /// The state map and its root.
     pub state_map_ns: u64,
-    /// Salts and rows.
+    /// Salts and the archive's frame.
+    pub archive_ns: u64,
+    /// Rows.
     pub rows_ns: u64,
 }

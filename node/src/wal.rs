@@ -1,6 +1,6 @@
 //! The raft log on disk: entries, the vote, and the marks of what is committed and purged.
 //!
-//! A log is a directory of preallocated segment files ([`format`] has their bytes). Everything that waits is written as
+//! A log is a directory of preallocated segment files ([`crate::segment`] has their bytes). Everything that waits is written as
 //! one frame and made durable by one fsync, on a thread of the log's own. Segments are never written again once they are
 //! full; they are deleted when what they hold was purged *and* the owner has said that state is durable up to there.
 //!

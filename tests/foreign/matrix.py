@@ -12,17 +12,28 @@ import threading
 import time
 
 from load import Ledger, load
+from mirror import mirror
 
 HERE = pathlib.Path(__file__).parent
 CHECKS = ["signature", "cosignature", "bundles", "inclusion", "consistency"]
-#: Tool, its command, the checks it knows. What it knows it must do.
-TOOLS = [
-    ("golang.org/x/mod/sumdb", ["go-sumdb"], ["signature", "bundles", "inclusion", "consistency"]),
-    ("signed_note, tlog_tiles", ["azul"], ["signature", "inclusion", "consistency"]),
-    ("aics-tlog", [sys.executable, str(HERE / "with_aics.py")], CHECKS),
-    ("ct-merkle", ["ct-merkle"], ["inclusion", "consistency"]),
-    ("pymerkle", [sys.executable, str(HERE / "with_pymerkle.py")], ["inclusion", "consistency"]),
-]
+#: The checks that each tool knows. What it knows it must do.
+TOOLS = {
+    "golang.org/x/mod/sumdb": ["signature", "inclusion", "consistency"],
+    "signed_note, tlog_tiles": ["signature", "inclusion", "consistency"],
+    "aics-tlog": CHECKS,
+    "ct-merkle": ["inclusion", "consistency"],
+    "pymerkle": ["inclusion", "consistency"],
+}
+#: What is run, with where the log is, its key, its cosigner's key, and checkpoints as files, the newest last.
+COMMANDS = {
+    "golang.org/x/mod/sumdb": ["go-sumdb"],
+    "signed_note, tlog_tiles": ["azul"],
+    "aics-tlog": [sys.executable, str(HERE / "with_aics.py")],
+    "ct-merkle": ["ct-merkle"],
+    "pymerkle": [sys.executable, str(HERE / "with_pymerkle.py")],
+}
+#: Tools that fetch over HTTP by themselves; the others are given a mirror.
+FETCHES = {"aics-tlog"}
 ROWS_MIN = 20_000
 CHECKPOINTS_MIN = 8
 TOOL_SECONDS = 300
@@ -52,8 +63,8 @@ def flip(path, at):
 def damage(work, size):
     """Copies of the exported log, each with one flipped bit, and the tools' checks that must see it."""
     places = {
-        # Late enough that every tool has much to get right before it.
-        "hash-tile": ("tile/0/%03d" % (size // 512), 40, {"bundles"}),
+        # Late enough that every tool has much to get right before it. Those that check signatures read tiles.
+        "hash-tile": ("tile/0/%03d" % (size // 512), 40, {"signature"}),
         "bundle": ("tile/entries/%03d" % (size // 512), 40, {"inclusion"}),
         "root": ("checkpoint", None, {"signature", "inclusion"}),
         "cosignature": ("checkpoint", -3, {"cosignature"}),
@@ -68,6 +79,19 @@ def damage(work, size):
         yield name, seen_by
 
 
+class Log:
+    """What the tools are told of the log."""
+
+    def __init__(self, work, vkey, cosigner):
+        self.work, self.keys, self.mirrors = work, [vkey, cosigner], 0
+
+    def mirror(self, base):
+        """Fetches the log behind `base`; gives the directory and the arguments of a tool after it."""
+        self.mirrors += 1
+        local = self.work / f"mirror-{self.mirrors}"
+        return str(local), [*self.keys, *mirror(base, local, self.work / "checkpoints")]
+
+
 class Table:
     def __init__(self):
         self.rows, self.passed, self.failed = [], 0, 0
@@ -78,17 +102,20 @@ class Table:
         print(f"{line} {seconds:5.1f} s", flush=True)
 
 
-def run(command, base, arguments):
+def run(tool, base, local, arguments):
+    """Runs a tool on a log behind `base`, of which `local` is a mirror."""
     started = time.monotonic()
-    done = subprocess.run([*command, base, *arguments], capture_output=True, text=True, timeout=TOOL_SECONDS)
+    where = base if tool in FETCHES else local
+    done = subprocess.run([*COMMANDS[tool], where, *arguments], capture_output=True, text=True, timeout=TOOL_SECONDS)
     said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
     reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
     return done.returncode, said, reason, time.monotonic() - started
 
 
-def accept(table, base, source, arguments, expected):
-    for tool, command, checks in TOOLS:
-        code, said, reason, seconds = run(command, base, arguments)
+def accept(table, base, source, log, expected):
+    local, arguments = log.mirror(base)
+    for tool, checks in TOOLS.items():
+        code, said, reason, seconds = run(tool, base, local, arguments)
         counts = {check: said.get(check, "0").split()[0] for check in CHECKS}
         good = [code == 0 and counts[check] == str(expected[check]) for check in checks]
         cells = [(counts[c] if good[checks.index(c)] else "FAILED") if c in checks else "-" for c in CHECKS]
@@ -97,11 +124,12 @@ def accept(table, base, source, arguments, expected):
             print(f"    expected {expected}, exit 0; it said {said}, exit {code}: {reason}")
 
 
-def refuse(table, base, name, arguments, seen_by):
-    for tool, command, checks in TOOLS:
+def refuse(table, base, name, log, seen_by):
+    local, arguments = log.mirror(f"{base}/{name}")
+    for tool, checks in TOOLS.items():
         if not seen_by & set(checks):
             continue
-        code, said, reason, seconds = run(command, f"{base}/{name}", arguments)
+        code, said, reason, seconds = run(tool, f"{base}/{name}", local, arguments)
         table.row(tool, f"1 bit of {name}", ["refused" if code == 1 else "ACCEPTED"], [code == 1], seconds)
         print(f"    {reason[:140]}")
 
@@ -132,16 +160,16 @@ def check(ledger, work):
     heads = len(sample) + 1
     expected = {"signature": heads, "cosignature": heads, "bundles": -(-size // 256), "inclusion": size,
                 "consistency": heads * (heads - 1) // 2}
-    log = json.loads(ledger.get("v1/log"))
-    arguments = [str(work / "checkpoints"), log["vkey"], log["cosigners"][0]]
+    named = json.loads(ledger.get("v1/log"))
+    log = Log(work, named["vkey"], named["cosigners"][0])
     table = Table()
     print(f"{'tool':24} {'log from':22} " + " ".join(f"{c:13}" for c in CHECKS))
     base = serve(work / "served")
-    accept(table, f"{base}/good", "exported files", arguments, expected)
-    accept(table, ledger.url, "API", arguments, expected)
+    accept(table, f"{base}/good", "exported files", log, expected)
+    accept(table, ledger.url, "API", log, expected)
     print()
     for name, seen_by in damage(work, size):
-        refuse(table, base, name, arguments, seen_by)
+        refuse(table, base, name, log, seen_by)
     print(f"\n{table.passed} passed, {table.failed} failed")
     return 1 if table.failed else 0
 

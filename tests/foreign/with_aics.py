@@ -6,7 +6,7 @@ from itertools import combinations
 
 from aics_tlog import *
 
-base, directory, vkey, cosigner = sys.argv[1:]
+base, vkey, cosigner, *files = sys.argv[1:]
 log, node = parse_vkey(vkey), parse_vkey(cosigner)
 
 
@@ -23,7 +23,7 @@ def head(data):
 
 http = HttpTileReader(base)
 newest = head(http.read_checkpoint())
-heads = [head(f.read_bytes()) for f in sorted(pathlib.Path(directory).iterdir())] + [newest]
+heads = [head(pathlib.Path(file).read_bytes()) for file in files]
 print(f"signature: {len(heads)} checkpoints\ncosignature: {len(heads)} checkpoints")
 print("bundles:", audit_tiles(http, newest.size, newest.root).bundles, "bundles against their tiles")
 tiles = VerifiedTileReader(http, newest.size, newest.root)

@@ -6,5 +6,5 @@ mod client;
 mod daemon;
 pub mod durability;
 
-pub use client::{Answer, Client};
+pub use client::{Answer, Client, Ends};
 pub use daemon::{Daemon, Settings, binary};

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use samovar_tests::{Client, Daemon, Settings};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use crate::raw::{Dialer, read_answer, token};
 
@@ -208,5 +210,103 @@ async fn a_stop_answers_what_is_in_flight() {
     for key in unanswered {
         let answer = client.get(&format!("/v1/keys/{key}")).await.unwrap();
         assert_eq!(answer.status, 404, "{key} was written, but its request got no answer: {}", answer.text());
+    }
+}
+
+/// Requests whose body is on its way when the daemon is told to stop.
+const IN_FLIGHT: usize = 200;
+
+/// A write whose header the daemon has read: it asked for the body.
+async fn begin_write(dialer: &Dialer, token: &str, n: usize) -> TlsStream<TcpStream> {
+    let mut stream = dialer.connect().await.unwrap();
+    let head = format!(
+        "PUT /v1/keys/flight/{n} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nExpect: 100-continue\r\n\
+         Content-Length: 5\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut said = vec![0; 64];
+    let read = tokio::time::timeout(PATIENCE, stream.read(&mut said)).await.expect("no 100 Continue").unwrap();
+    let said = String::from_utf8_lossy(&said[..read]);
+    assert!(said.starts_with("HTTP/1.1 100 "), "write {n}: expected 100 Continue, got {said}");
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_in_flight_at_a_stop_are_answered_and_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut daemon = daemon(&directory, "").await;
+    let (dialer, token) = (Dialer::new(&daemon, &[b"http/1.1"]).unwrap(), token(&daemon));
+    let mut streams = Vec::new();
+    for n in 0..IN_FLIGHT {
+        streams.push(begin_write(&dialer, &token, n).await);
+    }
+    let journal = daemon.data().with_extension("log");
+    let stopping = tokio::task::spawn_blocking(move || daemon.stop().map(|()| daemon));
+    let begun = Instant::now();
+    while !std::fs::read_to_string(&journal).unwrap().contains("stopping") {
+        assert!(begun.elapsed() < PATIENCE, "the daemon does not say that it stops after SIGTERM");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for (n, stream) in streams.iter_mut().enumerate() {
+        stream.write_all(b"value").await.unwrap();
+        stream.flush().await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, read_answer(stream, false)).await.expect("no answer");
+        let answer = answer.unwrap_or_else(|e| panic!("write {n} was in flight at the stop: {e:#}"));
+        assert_eq!(answer.status, 201, "write {n}: {}", answer.text());
+    }
+    let mut daemon = stopping.await.unwrap().unwrap();
+    daemon.start().await.unwrap();
+    let mut client = daemon.client().await.unwrap();
+    for n in 0..IN_FLIGHT {
+        let answer = client.get(&format!("/v1/keys/flight/{n}")).await.unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "value"), "write {n} was acknowledged at the stop");
+    }
+}
+
+/// A TLS hello as clients of before 2018 send it: `version` is the highest they know.
+fn old_hello(version: [u8; 2]) -> Vec<u8> {
+    let extension = |kind: u16, body: &[u8]| {
+        let length = u16::try_from(body.len()).unwrap();
+        [&kind.to_be_bytes(), &length.to_be_bytes(), body].concat()
+    };
+    let extensions = [
+        // Curves x25519 and P-256, plain points, ECDSA and RSA with SHA-256.
+        extension(10, &[0, 4, 0, 29, 0, 23]),
+        extension(11, &[1, 0]),
+        extension(13, &[0, 4, 4, 3, 4, 1]),
+        extension(23, &[]),
+    ]
+    .concat();
+    let suites = [0xc0, 0x2b, 0xc0, 0x2c, 0xc0, 0x2f, 0xc0, 0x09, 0xc0, 0x0a, 0xc0, 0x13, 0xc0, 0x14, 0x00, 0x2f];
+    let mut body = [&version[..], &[7; 32], &[0], &[0, 16], &suites, &[1, 0]].concat();
+    body.extend_from_slice(&u16::try_from(extensions.len()).unwrap().to_be_bytes());
+    body.extend_from_slice(&extensions);
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    let handshake = [&[1], &length[1..], &body].concat();
+    let length = u16::try_from(handshake.len()).unwrap().to_be_bytes();
+    [&[22, 3, 1], &length[..], &handshake].concat()
+}
+
+#[tokio::test]
+async fn tls_1_2_and_1_3_are_spoken_and_1_1_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = daemon(&directory, "").await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let dialer = Dialer::of_version(&daemon, version).unwrap();
+        let mut stream =
+            dialer.connect().await.unwrap_or_else(|e| panic!("{:?} must be taken: {e:#}", version.version));
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        assert_eq!(read_answer(&mut stream, false).await.unwrap().status, 200, "over {:?}", version.version);
+    }
+    // Record types: 22 a handshake, 21 an alert; 70 is `protocol_version` (RFC 5246, 7.2).
+    for (version, record, what) in [([3, 3], 22, "1.2"), ([3, 2], 21, "1.1"), ([3, 1], 21, "1.0")] {
+        let mut stream = TcpStream::connect(("127.0.0.1", daemon.port())).await.unwrap();
+        stream.write_all(&old_hello(version)).await.unwrap();
+        let mut said = [0; 7];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut said)).await.expect("no answer to a hello");
+        read.unwrap_or_else(|e| panic!("a hello of TLS {what} must be answered: {e}"));
+        assert_eq!(said[0], record, "a client that knows TLS {what} at most got {said:?}");
+        assert!(record == 22 || said[6] == 70, "TLS {what}: expected the alert protocol_version, got {said:?}");
     }
 }

@@ -2,14 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on says so by panicking")]
 
+mod access;
 mod api;
 mod bad_input;
 mod damage;
 mod durability;
 mod erase;
+mod export;
 mod full_disk;
+mod http2;
 mod limits;
 mod proofs;
+mod quotas;
 mod raw;
 mod walk;
 mod watch;

@@ -36,13 +36,22 @@ pub(crate) struct Dialer {
 impl Dialer {
     /// Trusts the daemon's CA and offers `alpn`.
     pub(crate) fn new(daemon: &Daemon, alpn: &[&[u8]]) -> Result<Self> {
+        Self::with(daemon, alpn, rustls::DEFAULT_VERSIONS)
+    }
+
+    /// Speaks one version of TLS only, and HTTP/1.1.
+    pub(crate) fn of_version(daemon: &Daemon, version: &'static rustls::SupportedProtocolVersion) -> Result<Self> {
+        Self::with(daemon, &[b"http/1.1"], &[version])
+    }
+
+    fn with(daemon: &Daemon, alpn: &[&[u8]], versions: &[&'static rustls::SupportedProtocolVersion]) -> Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(daemon.data().join("ca.pem"))? {
             roots.add(certificate?)?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
+            .with_protocol_versions(versions)?
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();

@@ -240,7 +240,7 @@ fn write_conditions(headers: &HeaderMap, key: &Key) -> Result<Vec<Requirement>, 
     let require = |revision| vec![Requirement { key: key.clone(), revision }];
     match (single(headers, &IF_MATCH)?, single(headers, &IF_NONE_MATCH)?) {
         (None, None) => Ok(Vec::new()),
-        (Some(tag), None) if tag.is_empty() => Err(no_tag_matches()),
+        (Some(""), None) => Err(no_tag_matches()),
         (Some(tag), None) => match strong_tag(tag) {
             Some(revision) => Ok(require(Some(revision))),
             None => Err(Problem::invalid("If-Match must name one revision: If-Match: \"REVISION\"")),
@@ -252,7 +252,7 @@ fn write_conditions(headers: &HeaderMap, key: &Key) -> Result<Vec<Requirement>, 
 }
 
 /// An empty list of tags is well-formed, and none of its tags matches (RFC 9110, 5.6.1 and 13.1.1).
-fn no_tag_matches() -> Problem {
+pub(super) fn no_tag_matches() -> Problem {
     Problem::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", "If-Match names no revision, so none matches")
 }
 

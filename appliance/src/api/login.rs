@@ -60,7 +60,7 @@ pub(crate) async fn login(call: Call) -> Handled {
             return Err(Problem::unauthenticated("user name or password is wrong"));
         }
         Err(problem) => {
-            metrics.login("not checked");
+            metrics.login("not_checked");
             return Err(problem);
         }
     };

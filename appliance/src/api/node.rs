@@ -25,6 +25,7 @@ struct Status<'a> {
     free_bytes: u64,
     reserve_bytes: u64,
     store_bytes: u64,
+    archive_bytes: u64,
     uptime_s: u64,
     /// When these figures were taken, so that who shows them can say how old they are.
     now_ms: u64,
@@ -50,6 +51,10 @@ pub(crate) async fn status(call: Call) -> Handled {
     }
     if status.leader.is_none() {
         errors.push("no leader is known: nothing can be written".to_owned());
+    }
+    for name in &status.stores_set_aside {
+        errors
+            .push(format!("a damaged store was set aside as {name} and rebuilt: look after the disk, then remove it"));
     }
     let head = status.head;
     let ClockStatus { wall_ms, sure_ms, synchronised, doubted, held } = status.clock;
@@ -77,6 +82,7 @@ pub(crate) async fn status(call: Call) -> Handled {
             free_bytes: status.free_bytes,
             reserve_bytes: status.reserve_bytes,
             store_bytes: status.store_bytes,
+            archive_bytes: status.archive.bytes,
             uptime_s: call.app.started.elapsed().as_secs(),
             now_ms: wall_ms,
             clock: Clock { wall_ms, sure_ms, synchronised, doubted, held },

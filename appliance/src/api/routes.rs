@@ -5,10 +5,13 @@
 
 use hyper::Method;
 
-use super::{
-    Parameter, Route, Takes, api_keys, certificates, clock, entries, feed, keys, log, login, node, transactions, users,
-};
+use super::{Route, api_keys, certificates, clock, entries, feed, keys, log, login, node, transactions, users};
 use crate::auth::Right;
+use crate::quota::Class;
+
+mod parameters;
+
+use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, LIMIT, OLD, PREFIX, WAIT};
 
 macro_rules! handler {
     ($function:path) => {
@@ -16,37 +19,13 @@ macro_rules! handler {
     };
 }
 
-const LIMIT: Parameter = Parameter { name: "limit", takes: Takes::Number, doc: "Most rows, 1 to 1000; default 100." };
-const CONSISTENCY: Parameter = Parameter {
-    name: "consistency",
-    takes: Takes::OneOf(&["linearizable", "stale"]),
-    doc: "`linearizable` (default): at least everything acknowledged before; `stale`: what this node has.",
-};
-const AT: Parameter = Parameter { name: "at", takes: Takes::Number, doc: "Height of the block as of which to read." };
-const PREFIX: Parameter = Parameter { name: "prefix", takes: Takes::Text, doc: "Only keys that begin with this." };
-const AFTER_KEY: Parameter = Parameter { name: "after", takes: Takes::Text, doc: "`next` of the page before." };
-const AFTER_BLOCK: Parameter =
-    Parameter { name: "after", takes: Takes::Number, doc: "Height of a block; what comes after it is shown." };
-const BEFORE: Parameter = Parameter { name: "before", takes: Takes::Number, doc: "`next` of the page before." };
-const WAIT: Parameter = Parameter {
-    name: "wait",
-    takes: Takes::OneOf(&["quorum"]),
-    doc: "Wait for a checkpoint that meets the policy and covers the entry.",
-};
-const FOR: Parameter =
-    Parameter { name: "for", takes: Takes::OneOf(&["write"]), doc: "Also ask whether a write would find room." };
-const OLD: Parameter = Parameter {
-    name: "old",
-    takes: Takes::OneOf(&["honoured", "refused"]),
-    doc: "What becomes of sessions: `honoured` (default), until they run out; `refused`, all end at once.",
-};
-
 /// Every route.
 pub(crate) static ROUTES: &[Route] = &[
     Route {
         method: Method::PUT,
         pattern: "/v1/keys/{key}",
         right: Right::WriteKeys,
+        class: Class::Upload,
         summary: "Sets a key to the body.",
         query: &[],
         body: Some("bytes"),
@@ -58,6 +37,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/keys/{key}",
         right: Right::ReadKeys,
+        class: Class::Api,
         summary: "The value of a key, now or as of a block.",
         query: &[CONSISTENCY, AT],
         body: None,
@@ -69,6 +49,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::DELETE,
         pattern: "/v1/keys/{key}",
         right: Right::WriteKeys,
+        class: Class::Api,
         summary: "Deletes a key; its history stays.",
         query: &[],
         body: None,
@@ -80,6 +61,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::POST,
         pattern: "/v1/transactions",
         right: Right::WriteKeys,
+        class: Class::Upload,
         summary: "Does several operations at once, or none of them.",
         query: &[],
         body: Some("Transaction"),
@@ -91,6 +73,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/keys",
         right: Right::ReadKeys,
+        class: Class::Api,
         summary: "Keys in byte order.",
         query: &[PREFIX, AFTER_KEY, LIMIT],
         body: None,
@@ -102,6 +85,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/history/{key}",
         right: Right::ReadKeys,
+        class: Class::Api,
         summary: "Every revision of a key, newest first.",
         query: &[BEFORE, LIMIT],
         body: None,
@@ -113,6 +97,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/proofs/{key}",
         right: Right::ReadKeys,
+        class: Class::Api,
         summary: "Proof of the key's latest value, or of its absence, as of the newest checkpoint.",
         query: &[],
         body: None,
@@ -124,6 +109,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/transactions/{n}",
         right: Right::ReadEntries,
+        class: Class::Api,
         summary: "Any entry as logged, with the values still held.",
         query: &[],
         body: None,
@@ -135,6 +121,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/transactions/{n}/receipt",
         right: Right::ReadEntries,
+        class: Class::Api,
         summary: "Receipt of an entry: a C2SP tlog-proof.",
         query: &[WAIT],
         body: None,
@@ -146,6 +133,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/blocks",
         right: Right::ReadBlocks,
+        class: Class::Api,
         summary: "Blocks in order.",
         query: &[AFTER_BLOCK, LIMIT],
         body: None,
@@ -157,6 +145,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/blocks/{height}",
         right: Right::ReadBlocks,
+        class: Class::Api,
         summary: "One block.",
         query: &[],
         body: None,
@@ -168,6 +157,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/watch",
         right: Right::ReadKeys,
+        class: Class::Api,
         summary: "Changes as server-sent events, resumable with Last-Event-ID.",
         query: &[PREFIX, AFTER_BLOCK],
         body: None,
@@ -179,6 +169,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/checkpoint",
         right: Right::ReadLog,
+        class: Class::Api,
         summary: "The newest checkpoint that meets the policy (C2SP tlog-checkpoint).",
         query: &[],
         body: None,
@@ -190,6 +181,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/tile/{tile}",
         right: Right::ReadLog,
+        class: Class::Api,
         summary: "A tile of hashes or entries (C2SP tlog-tiles).",
         query: &[],
         body: None,
@@ -201,6 +193,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/log",
         right: Right::Anyone,
+        class: Class::Api,
         summary: "Keys and policy of the log. A convenience, never a root of trust.",
         query: &[],
         body: None,
@@ -212,6 +205,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::POST,
         pattern: "/v1/login",
         right: Right::Anyone,
+        class: Class::Login,
         summary: "Opens a session: user name and password for a token.",
         query: &[],
         body: Some("Login"),
@@ -223,6 +217,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::POST,
         pattern: "/v1/logout",
         right: Right::Own,
+        class: Class::Api,
         summary: "Ends the session of the token it is asked with.",
         query: &[],
         body: None,
@@ -234,6 +229,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/me",
         right: Right::Own,
+        class: Class::Api,
         summary: "Who asks, and what it may do.",
         query: &[],
         body: None,
@@ -245,6 +241,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::PUT,
         pattern: "/v1/me/password",
         right: Right::Own,
+        class: Class::Login,
         summary: "Changes one's own password; ends all sessions of the user.",
         query: &[],
         body: Some("PasswordChange"),
@@ -256,6 +253,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::POST,
         pattern: "/v1/users",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Makes a user; without a password, a service account.",
         query: &[],
         body: Some("NewUser"),
@@ -267,6 +265,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/users",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "All users.",
         query: &[],
         body: None,
@@ -278,6 +277,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/users/{user}",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "One user.",
         query: &[],
         body: None,
@@ -289,6 +289,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::PUT,
         pattern: "/v1/users/{user}",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Changes what a user may do, or disables the user; in force at once.",
         query: &[],
         body: Some("UserChange"),
@@ -300,6 +301,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::DELETE,
         pattern: "/v1/users/{user}",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Deletes a user with its password, API keys and certificates.",
         query: &[],
         body: None,
@@ -311,6 +313,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::PUT,
         pattern: "/v1/users/{user}/password",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Sets the password of a user; ends all sessions of the user.",
         query: &[],
         body: Some("NewPassword"),
@@ -322,6 +325,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::DELETE,
         pattern: "/v1/users/{user}/sessions",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Ends all sessions of a user.",
         query: &[],
         body: None,
@@ -333,6 +337,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::POST,
         pattern: "/v1/api-keys",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Makes an API key; its token is shown once.",
         query: &[],
         body: Some("NewApiKey"),
@@ -344,6 +349,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/api-keys",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "All API keys, without secrets.",
         query: &[],
         body: None,
@@ -355,6 +361,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::PUT,
         pattern: "/v1/api-keys/{id}",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Changes an API key, or disables it; in force at once.",
         query: &[],
         body: Some("ApiKeyChange"),
@@ -366,6 +373,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::DELETE,
         pattern: "/v1/api-keys/{id}",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Revokes an API key for good.",
         query: &[],
         body: None,
@@ -377,6 +385,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::POST,
         pattern: "/v1/certificates",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Registers the key of a client certificate for a user.",
         query: &[],
         body: Some("NewCertificate"),
@@ -388,6 +397,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/certificates",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "All registered keys of client certificates.",
         query: &[],
         body: None,
@@ -399,6 +409,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::DELETE,
         pattern: "/v1/certificates/{hash}",
         right: Right::ManageAccess,
+        class: Class::Api,
         summary: "Takes a client certificate its registration.",
         query: &[],
         body: None,
@@ -410,6 +421,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::POST,
         pattern: "/v1/session-keys",
         right: Right::Rotate,
+        class: Class::Api,
         summary: "Replaces the keys that sign session tokens.",
         query: &[OLD],
         body: None,
@@ -421,6 +433,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::POST,
         pattern: "/v1/clock/accept",
         right: Right::AcceptClock,
+        class: Class::Api,
         summary: "Accepts a clock that is not believed, for good: the time of blocks moves to it.",
         query: &[],
         body: None,
@@ -432,6 +445,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/v1/status",
         right: Right::ReadStatus,
+        class: Class::Api,
         summary: "How the node is.",
         query: &[],
         body: None,
@@ -443,6 +457,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/health",
         right: Right::Anyone,
+        class: Class::Api,
         summary: "The process lives.",
         query: &[],
         body: None,
@@ -454,6 +469,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/ready",
         right: Right::Anyone,
+        class: Class::Api,
         summary: "Linearizable reads work and the node is not stopping.",
         query: &[FOR],
         body: None,
@@ -465,6 +481,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/metrics",
         right: Right::ReadMetrics,
+        class: Class::Api,
         summary: "Prometheus metrics.",
         query: &[],
         body: None,
@@ -476,6 +493,7 @@ pub(crate) static ROUTES: &[Route] = &[
         method: Method::GET,
         pattern: "/openapi.json",
         right: Right::Anyone,
+        class: Class::Api,
         summary: "This description.",
         query: &[],
         body: None,

@@ -3,6 +3,8 @@ use clap::CommandFactory;
 use super::*;
 use crate::client::fake::{Fake, Reply, start};
 
+mod documents;
+
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(std::iter::once("samovar").chain(line.split_whitespace()))
 }

@@ -23,7 +23,8 @@ pub(crate) fn reference() -> String {
          `samovar serve` reads `--config FILE`, else `samovar.toml` in the directory that `--data` names, else\n\
          `/etc/samovar/samovar.toml`, else the defaults: an empty file is valid. An unknown key is an error that names file,\n\
          line, column and the nearest key; `samovar config check FILE` looks without starting anything. Durations are written\n\
-         `\"250ms\"`, `\"5s\"`, `\"2m\"`, `\"1h\"`, `\"3d\"`; sizes `\"512B\"`, `\"8KiB\"`, `\"64MiB\"`, `\"1GiB\"`.\n\n\
+         `\"250ms\"`, `\"5s\"`, `\"2m\"`, `\"1h\"`, `\"3d\"`; sizes `\"512B\"`, `\"8KiB\"`, `\"64MiB\"`, `\"1GiB\"`,\n\
+         quotas `\"60/1m\"` (60 requests at once, and 60 more each minute).\n\n\
          This page is made from the source; a test keeps them equal.\n",
     );
     for (section, doc) in SECTIONS {

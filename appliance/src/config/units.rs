@@ -1,4 +1,5 @@
-//! Values with units as the file writes them: durations (`"5s"`), sizes (`"64MiB"`), networks (`"127.0.0.0/8"`).
+//! Values with units as the file writes them: durations (`"5s"`), sizes (`"64MiB"`), networks (`"127.0.0.0/8"`), quotas
+//! (`"100/1s"`).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,6 +7,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::quota::Quota;
 
 /// A duration: a whole number and `ms`, `s`, `m`, `h` or `d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub(crate) struct Network {
     bits: u8,
 }
 
+/// Longest window of a quota, in seconds: a day.
+const QUOTA_SECONDS_MAX: u64 = 86_400;
 const SPAN_UNITS: &[(&str, u64)] = &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 const SIZE_UNITS: &[(&str, u64)] = &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
@@ -72,6 +77,27 @@ impl fmt::Display for Span {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_unit(f, self.0, SIZE_UNITS)
+    }
+}
+
+impl FromStr for Quota {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fail = || {
+            format!("`{text}` is not a quota: write REQUESTS/TIME with whole seconds, such as \"100/1s\" or \"60/1m\"")
+        };
+        let (requests, window) = text.split_once('/').ok_or_else(fail)?;
+        let digits = requests.bytes().all(|b| b.is_ascii_digit());
+        let requests = requests.parse().ok().filter(|n: &u32| digits && *n > 0).ok_or_else(fail)?;
+        let window = window.parse::<Span>().map_err(|_| fail())?.0;
+        let whole = window.subsec_nanos() == 0 && (1..=QUOTA_SECONDS_MAX).contains(&window.as_secs());
+        if whole { Ok(Self { requests, window }) } else { Err(fail()) }
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.requests, Span(self.window))
     }
 }
 
@@ -132,7 +158,7 @@ macro_rules! as_text {
         }
     )* };
 }
-as_text!(Span, Size, Network);
+as_text!(Span, Size, Network, Quota);
 
 #[cfg(test)]
 mod tests {
@@ -155,6 +181,12 @@ mod tests {
         }
         for text in ["", "64", "64MB", "MiB", "1e3B", "99999999999999999999GiB", "18446744073709551615KiB"] {
             assert!(text.parse::<Size>().is_err(), "size {text:?} should be refused");
+        }
+        for text in ["", "1", "0/1s", "-1/1s", "+1/1s", "1/0s", "1/500ms", "1/2d", "4294967296/1s", "1/1s/1s"] {
+            assert!(text.parse::<Quota>().is_err(), "quota {text:?} should be refused");
+        }
+        for text in ["1/1s", "600/1m", "4294967295/1d"] {
+            assert_eq!(text.parse::<Quota>().expect(text).to_string(), text);
         }
         for text in ["", "10.0.0.0/33", "::/129", "localhost", "10.0.0.0/", "10.0.0/8"] {
             assert!(text.parse::<Network>().is_err(), "network {text:?} should be refused");

@@ -220,6 +220,7 @@ pub(super) struct Place {
 
 impl Registry {
     pub(super) fn new(limits: Live<Limits>, metrics: Arc<Metrics>) -> Self {
+        metrics.connections_max(limits.get().connections_max);
         let clock = Arc::new(AtomicU64::new(1));
         Self { limits, metrics, origin: Instant::now(), clock, open: Mutex::default(), changed: Notify::new() }
     }
@@ -295,6 +296,7 @@ impl Registry {
         let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         self.clock.store(now, Ordering::Relaxed);
         let limits = self.limits.get();
+        self.metrics.connections_max(limits.connections_max);
         let open = lock(&self.open);
         for connection in open.connections.values() {
             match connection.activity.judge(now, &limits) {

@@ -71,7 +71,7 @@ async fn serve(limits: Limits) -> Fixture {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("an address");
     let tls = Live::shared(crate::tls::load(data.path()).expect("TLS").config);
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new(data.path()));
     let (stop, stop_seen) = watch::channel(false);
     let limits = Live::new(limits);
     let server = Server { listener, local: None, tls, limits, handler: handler(), metrics: metrics.clone() };

@@ -123,10 +123,12 @@ pub(super) fn all() -> Value {
             })),
         ),
         "Users": object(&["users"], &json!({ "users": list(&refer("User")) })),
-        "NewApiKey": strict(
-            &["name"],
-            &with(access(), &json!({ "name": name(), "user": user(), "expires_ms": number_or_null() })),
-        ),
+        "NewApiKey": json!({
+            "oneOf": [
+                strict(&["name", "role"], &with(access(), &json!({ "name": name(), "expires_ms": number_or_null() }))),
+                strict(&["name", "user"], &json!({ "name": name(), "user": user(), "expires_ms": number_or_null() })),
+            ],
+        }),
         "ApiKeyChange": strict(
             &["name"],
             &with(access(), &json!({
@@ -289,7 +291,8 @@ fn status() -> Value {
             "node": number(), "name": text(), "version": text(), "role": text(), "leader": number_or_null(),
             "term": number(), "height": number(), "size": number(), "block_time_ms": number(),
             "checkpoint_size": number(), "keys": number(), "free_bytes": number(), "reserve_bytes": number(),
-            "store_bytes": number(), "uptime_s": number(), "now_ms": number(), "errors": list(&text()), "clock": clock(),
+            "store_bytes": number(), "archive_bytes": number(), "uptime_s": number(), "now_ms": number(),
+            "errors": list(&text()), "clock": clock(),
         }),
     )
 }

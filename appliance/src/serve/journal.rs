@@ -8,6 +8,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
 
 use crate::config::Level;
+use crate::metrics::CountLines;
 
 /// Before each field in the journal: `request_id` becomes `SAMOVAR_REQUEST_ID`.
 const FIELD_PREFIX: &str = "SAMOVAR";
@@ -23,7 +24,7 @@ pub(super) fn start(level: Level) {
         Some(layer) => layer.boxed(),
         None => fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
     };
-    if tracing_subscriber::registry().with(filter).with(sink).try_init().is_ok() {
+    if tracing_subscriber::registry().with(filter).with(sink).with(CountLines).try_init().is_ok() {
         let _ = FILTER.set(handle);
     }
 }

@@ -9,11 +9,12 @@ use rustls::ServerConfig;
 use samovar_node::Node;
 use tokio::sync::mpsc;
 
-use super::{heartbeat, journal, notify};
+use super::{heartbeat, journal, note_certificates, notify};
 use crate::api::Openness;
 use crate::config::Config;
 use crate::http::Limits;
 use crate::live::Live;
+use crate::metrics::Metrics;
 use crate::tls::{self, ClientKeys, Loaded};
 
 /// Where the configuration comes from, each time it is read.
@@ -54,12 +55,18 @@ impl Settings {
     }
 
     /// Reloads whenever it is asked to, until nobody can ask any more.
-    pub(super) async fn follow(mut self, mut asked: mpsc::Receiver<()>, node: Node) {
+    pub(super) async fn follow(mut self, mut asked: mpsc::Receiver<()>, node: Node, metrics: Arc<Metrics>) {
         while asked.recv().await.is_some() {
             notify::reloading();
             let note = match self.reload() {
-                Ok(waiting) if waiting.is_empty() => String::new(),
-                Ok(waiting) => format!("; a restart is needed for {}", waiting.join(", ")),
+                Ok(waiting) => {
+                    note_certificates(&metrics, &self.config.data);
+                    if waiting.is_empty() {
+                        String::new()
+                    } else {
+                        format!("; a restart is needed for {}", waiting.join(", "))
+                    }
+                }
                 Err(error) => {
                     tracing::error!("the reload failed, what was in force stays: {error:#}");
                     format!("; the last reload failed, what was in force stays: {error:#}")
@@ -99,6 +106,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("store.reserve", old.reserve_bytes != new.reserve_bytes),
         ("store.queue", old.queue_max != new.queue_max),
         ("store.cache", old.cache_bytes != new.cache_bytes),
+        ("auth.session_life", old.session_life_ms != new.session_life_ms),
+        ("quotas", old.quotas != new.quotas),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }

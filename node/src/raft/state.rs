@@ -120,6 +120,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let id = entry.log_id;
             let answer = self.apply_one(entry).map_err(|e| {
                 tracing::error!(error = %e, raft_index = id.index, "apply failed; this node stops");
+                self.ledger.suspicion.note_if_damaged(&e);
                 StorageIOError::apply(id, &e)
             })?;
             answers.push(answer);

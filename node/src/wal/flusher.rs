@@ -145,6 +145,7 @@ impl Shared {
         loop {
             let round = self.wait();
             let (urgent, closing) = (round.urgent || round.closing, round.closing);
+            let _in_round = self.counters.round();
             let ops = self.write(round.ops);
             if urgent {
                 self.sync(ops);
@@ -158,6 +159,7 @@ impl Shared {
 
     async fn flush_simulated(self: Arc<Self>) {
         while let Some(round) = self.take_due() {
+            let _in_round = self.counters.round();
             let ops = self.write(round.ops);
             if round.urgent {
                 let mut drawn = [0; 8];

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::rt;
+use crate::view::FSYNC_BOUNDS;
 
 /// Figures of a log since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -15,12 +16,15 @@ pub(crate) struct Stats {
     pub(crate) bytes: u64,
     /// Fsyncs done.
     pub(crate) fsyncs: u64,
+    /// The same by how long they took: one count per bound, and one for those beyond the last.
+    pub(crate) fsyncs_by_time: [u64; FSYNC_BOUNDS.len() + 1],
     /// Time that they took together.
     pub(crate) fsync_time: Duration,
     /// Time that the longest one took.
     pub(crate) fsync_time_max: Duration,
-    /// Age of the fsync in flight, for a watchdog.
-    pub(crate) fsync_in_flight: Option<Duration>,
+    /// Age of the round under way (write, fsync, spare segment), for a watchdog: a disk that stands still may hold any of
+    /// the three.
+    pub(crate) write_in_flight: Option<Duration>,
     /// Segment files, spare ones too.
     pub(crate) segments: u64,
     /// Bytes of payloads in memory.
@@ -32,14 +36,29 @@ pub(crate) struct Stats {
 pub(super) struct Counters {
     frames: AtomicU64,
     bytes: AtomicU64,
-    fsyncs: AtomicU64,
+    fsyncs_by_time: [AtomicU64; FSYNC_BOUNDS.len() + 1],
     fsync_ns: AtomicU64,
     fsync_ns_max: AtomicU64,
-    in_flight_since: Mutex<Option<tokio::time::Instant>>,
+    round_since: Mutex<Option<tokio::time::Instant>>,
     pub(super) segments: AtomicU64,
 }
 
+/// A round of the flusher; over when dropped.
+pub(super) struct InRound<'a>(&'a Counters);
+
+impl Drop for InRound<'_> {
+    fn drop(&mut self) {
+        *self.0.round_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 impl Counters {
+    /// A round begins that works on the disk.
+    pub(super) fn round(&self) -> InRound<'_> {
+        *self.round_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(rt::instant());
+        InRound(self)
+    }
+
     pub(super) fn wrote(&self, bytes: usize) {
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -47,25 +66,27 @@ impl Counters {
 
     pub(super) fn timed_fsync<T>(&self, fsync: impl FnOnce() -> T) -> T {
         let start = rt::instant();
-        *self.in_flight_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(start);
         let result = fsync();
-        *self.in_flight_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.fsyncs.fetch_add(1, Ordering::Relaxed);
+        let took = start.elapsed();
+        let bucket = FSYNC_BOUNDS.partition_point(|bound| *bound < took);
+        self.fsyncs_by_time[bucket].fetch_add(1, Ordering::Relaxed);
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.fsync_ns.fetch_add(ns, Ordering::Relaxed);
         self.fsync_ns_max.fetch_max(ns, Ordering::Relaxed);
         result
     }
 
     pub(super) fn stats(&self, cached_bytes: usize) -> Stats {
-        let since = *self.in_flight_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = *self.round_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let fsyncs_by_time = self.fsyncs_by_time.each_ref().map(|count| count.load(Ordering::Relaxed));
         Stats {
             frames: self.frames.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
-            fsyncs: self.fsyncs.load(Ordering::Relaxed),
+            fsyncs: fsyncs_by_time.iter().sum(),
+            fsyncs_by_time,
             fsync_time: Duration::from_nanos(self.fsync_ns.load(Ordering::Relaxed)),
             fsync_time_max: Duration::from_nanos(self.fsync_ns_max.load(Ordering::Relaxed)),
-            fsync_in_flight: since.map(|since| since.elapsed()),
+            write_in_flight: since.map(|since| since.elapsed()),
             segments: self.segments.load(Ordering::Relaxed),
             cached_bytes: cached_bytes as u64,
         }

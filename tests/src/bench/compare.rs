@@ -60,7 +60,7 @@ struct Measured {
 }
 
 pub(super) async fn run(settings: &Settings, values: &Arc<Values>, report: &mut Report) -> Result<()> {
-    let mut daemon = Daemon::create(&settings.directory.join("compared"), crate::Settings::default()).await?;
+    let mut daemon = Daemon::create(&settings.directory.join("compared"), samovar::settings()).await?;
     let etcd = Etcd::start(&settings.directory.join("etcd")).await?;
     fill(&samovar::endpoint(&daemon)?, Ask::Put, values).await?;
     fill(&etcd.endpoint()?, Ask::EtcdPut, values).await?;

@@ -34,7 +34,7 @@ pub(super) async fn of_samovar(ask: Ask, connections: u64, samples: &[Sample], d
     }
     let entries = metrics.get("samovar_chain_entries")?;
     ensure!(entries > done, "{done} puts were answered, but the chain log grew by {entries} entries, blocks included");
-    let fsyncs = metrics.get("samovar_raft_log_fsyncs_total")?;
+    let fsyncs = metrics.get("samovar_raft_log_fsync_duration_seconds_count")?;
     ensure!(fsyncs > 0.0, "puts were answered without one fsync");
     ensure!(connections > 1 || fsyncs >= done, "one connection did {done} puts with only {fsyncs} fsyncs");
     let checkpoints = metrics.get("samovar_checkpoints_total")?;

@@ -71,13 +71,13 @@ async fn grow(settings: &Settings, report: &mut Report) -> Result<Vec<Grown>> {
         let data = settings.directory.join(format!("keys-{keys}"));
         let mut have = 0;
         let mut daemon = match all.last_mut() {
-            None => Daemon::create(&data, crate::Settings::default()).await?,
+            None => Daemon::create(&data, samovar::settings()).await?,
             Some(smaller) => {
                 smaller.daemon.stop()?;
                 copy(smaller.daemon.data(), &data)?;
                 smaller.daemon.start().await?;
                 have = smaller.keys;
-                let mut daemon = Daemon::existing(&data, free_port()?, crate::Settings::default());
+                let mut daemon = Daemon::existing(&data, free_port()?, samovar::settings());
                 daemon.start().await?;
                 daemon
             }

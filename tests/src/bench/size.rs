@@ -27,14 +27,13 @@ pub(super) async fn run(settings: &Settings, values: &Arc<Values>, report: &mut 
     the_binary(report)?;
     let mut starts = Vec::new();
     for n in 0..FRESH_STARTS {
-        let mut daemon =
-            Daemon::create(&settings.directory.join(format!("fresh-{n}")), crate::Settings::default()).await?;
+        let mut daemon = Daemon::create(&settings.directory.join(format!("fresh-{n}")), samovar::settings()).await?;
         daemon.stop()?;
         starts.push(daemon.start().await?.as_secs_f64());
         daemon.stop()?;
     }
     report.hoped_at_most("start to ready, fresh ledger, s", median(starts.into_iter()), FRESH_START_S_MAX);
-    let mut daemon = Daemon::create(&settings.directory.join("small"), crate::Settings::default()).await?;
+    let mut daemon = Daemon::create(&settings.directory.join("small"), samovar::settings()).await?;
     tokio::time::sleep(IDLE).await;
     report.hoped_at_most("memory of an idle fresh ledger, MiB", memory_mib(samovar::id(&daemon)?)?.0, IDLE_MIB_MAX);
     disk(settings, values, &mut daemon, report).await

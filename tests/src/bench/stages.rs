@@ -6,11 +6,12 @@ use super::process::FIRST_THREAD;
 use super::report::{Table, median};
 
 /// Stages of apply, as `samovar_apply_seconds_total` names them, and what they are.
-const APPLY: [(&str, &str); 4] = [
+const APPLY: [(&str, &str); 5] = [
     ("decode", "decode the proposal"),
     ("transactions", "check, commit, encrypt, entry, Merkle hashes"),
     ("state_map", "state map and its root"),
-    ("rows", "salts and rows"),
+    ("archive", "salts and the frame of the archive"),
+    ("rows", "rows"),
 ];
 /// The thread of the listener.
 const FRONT: &str = FIRST_THREAD;
@@ -54,10 +55,11 @@ pub(super) fn table(samples: &[Sample]) -> Table {
         line(&format!("thread {name}"), of(&|s| thread(s, name)));
     }
     line("the process", of(&|s| s.cpu.total));
-    let fsyncs = |s: &Sample| s.metrics.get_or_zero("samovar_raft_log_fsyncs_total");
+    let fsyncs = |s: &Sample| s.metrics.get_or_zero("samovar_raft_log_fsync_duration_seconds_count");
     let puts = median(samples.iter().map(|s| count(s.done) / fsyncs(s).max(1.0)));
     table.row(&["puts per fsync".to_owned(), format!("{puts:.1}")]);
-    let fsync = |s: &Sample| s.metrics.get_or_zero("samovar_raft_log_fsync_seconds_total") * 1e6 / fsyncs(s).max(1.0);
+    let fsync =
+        |s: &Sample| s.metrics.get_or_zero("samovar_raft_log_fsync_duration_seconds_sum") * 1e6 / fsyncs(s).max(1.0);
     table.row(&["µs per fsync (waiting, not CPU)".to_owned(), format!("{:.0}", median(samples.iter().map(fsync)))]);
     let rows = |s: &Sample| s.metrics.get_or_zero("samovar_store_rows_total") / count(s.done);
     table.row(&["store rows per put".to_owned(), format!("{:.2}", median(samples.iter().map(rows)))]);

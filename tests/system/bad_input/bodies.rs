@@ -293,7 +293,7 @@ fn users() -> Vec<Row> {
         rows.push(to("POST", "/v1/users", body).is(400, "invalid-request"));
     }
     let long = "n".repeat(65);
-    for name in ["", "A", "-a", "a b", "a/b", "~a", "\u{e9}", "a\u{0}", &long] {
+    for name in ["", "A", "-a", "a b", "a/b", "~a", "\\u00e9", "a\\u0000", &long] {
         let body = format!(r#"{{"name":"{name}","role":"reader"}}"#);
         rows.push(to("POST", "/v1/users", &body).is(422, "unprocessable"));
     }
@@ -317,7 +317,7 @@ fn users() -> Vec<Row> {
         rows.push(to("POST", "/v1/certificates", &certificate(key)).is(422, "unprocessable"));
     }
     // One argon2 each; the user does not exist.
-    for name in ["nobody", "", "A", "~", "a\u{0}"] {
+    for name in ["nobody", "", "A", "~", "a\\u0000"] {
         let body = format!(r#"{{"user":"{name}","password":"x"}}"#);
         rows.push(to("POST", "/v1/login", &body).without_token().is(401, "unauthenticated"));
     }
