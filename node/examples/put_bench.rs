@@ -99,12 +99,13 @@ fn report(label: &str, wall: Duration, cpu: Duration, before: &Status, after: &S
     let (a, b) = (&after.apply, &before.apply);
     println!(
         "{label}: {:.0} puts/s, process cpu {:.1} us/put; apply cpu us/put: decode {:.1}, transactions {:.1}, state map \
-         {:.1}, rows {:.1} ({:.2} rows); blocks of {:.0}",
+         {:.1}, archive {:.1}, rows {:.1} ({:.2} rows); blocks of {:.0}",
         n / wall.as_secs_f64(),
         cpu.as_secs_f64() * 1e6 / n,
         us(a.decode_ns - b.decode_ns),
         us(a.transactions_ns - b.transactions_ns),
         us(a.state_map_ns - b.state_map_ns),
+        us(a.archive_ns - b.archive_ns),
         us(a.rows_ns - b.rows_ns),
         (a.rows - b.rows) as f64 / n,
         n / (after.head.height - before.head.height).max(1) as f64,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::checkpoint::Checkpoint;
+use crate::clock::Clock;
 use crate::command::Key;
 use crate::disk::{Disk, File};
 use crate::entry::{Change, Entry, MapValue};
@@ -19,7 +20,7 @@ use crate::error::Error;
 use crate::identity::Keys;
 use crate::ledger::{Chain, Ledger, key_hash};
 use crate::machine::damaged_entry;
-use crate::merkle::{Hash, Tree, inclusion_proof};
+use crate::merkle::{Hash, ProofError, Tree, inclusion_proof};
 use crate::note::assemble;
 use crate::proof::{self, Erasure, Inclusion, MapLeaf, MapProof, Opening, Source};
 use crate::rt;
@@ -47,6 +48,7 @@ pub(crate) struct Published {
 
 /// Signs checkpoints of the ledger.
 pub(crate) struct Notary {
+    clock: Arc<Clock>,
     ledger: Arc<Ledger>,
     promise: Promise,
     origin: String,
@@ -63,9 +65,11 @@ impl Notary {
         ledger: Arc<Ledger>,
         origin: &str,
         keys: Keys,
+        clock: Arc<Clock>,
     ) -> Result<Self, Error> {
         Ok(Self {
             promise: Promise::open(disk, &data.join("promise"))?,
+            clock,
             ledger,
             origin: origin.to_owned(),
             keys,
@@ -99,9 +103,7 @@ impl Notary {
         let width = u16::try_from(size - tail_start).unwrap_or(0);
         let tail = if width == 0 { Vec::new() } else { self.ledger.tile(chain, 0, size >> 8, width)? };
         let read = |level, index| self.ledger.tile(chain, level, index, 256);
-        Tree::rebuild(size, tail.as_chunks().0, read)
-            .map(|tree| tree.root())
-            .map_err(|e| Error::Corrupt(format!("the Merkle tree cannot be read: {e}")))
+        Tree::rebuild(size, tail.as_chunks().0, read).map(|tree| tree.root()).map_err(unreadable)
     }
 
     /// Publishes a checkpoint whenever there is a new block, until the task is dropped.
@@ -150,7 +152,7 @@ impl Notary {
     fn sign(&self, checkpoint: &Checkpoint) -> Result<String, Error> {
         let text = checkpoint.to_text();
         self.promise.write(&text)?;
-        let now_s = rt::now_ms() / 1000;
+        let now_s = self.clock.read(self.ledger.chain().head.time_ms).sure_ms / 1000;
         Ok(assemble(&text, &[self.keys.log.sign(&text, now_s), self.keys.cosigner.sign(&text, now_s)]))
     }
 
@@ -173,7 +175,7 @@ impl Notary {
     }
 
     /// The published checkpoint, once it covers an entry.
-    async fn covering(&self, index: u64, wait: bool) -> Result<Arc<Published>, Error> {
+    pub(crate) async fn covering(&self, index: u64, wait: bool) -> Result<Arc<Published>, Error> {
         if wait {
             let mut size = self.size.subscribe();
             let covered = rt::timeout(RECEIPT_WAIT, size.wait_for(|size| *size > index)).await;
@@ -196,7 +198,7 @@ impl Notary {
     fn inclusion(&self, index: u64, size: u64) -> Result<Vec<Hash>, Error> {
         let chain = self.ledger.chain();
         inclusion_proof(index, size, |level, index, width| self.ledger.tile(&chain, level, index, width))
-            .map_err(|e| Error::Corrupt(format!("entry {index} cannot be proved: {e}")))
+            .map_err(unreadable)
     }
 
     fn source(&self, index: u64, size: u64) -> Result<Source, Error> {
@@ -206,13 +208,8 @@ impl Notary {
 
     /// The receipt of an entry, with the values still held and proof of what was erased. Values of the system state hold
     /// hashes of secrets; a receipt goes into other hands, so it withholds them.
-    pub(crate) async fn receipt(&self, index: u64, wait: bool) -> Result<String, Error> {
-        let record = self.ledger.record(index)?;
-        let erased = record.openings.iter().map(|(_, opening)| match opening {
-            view::Opening::Erased { erased_by } => *erased_by,
-            view::Opening::Value { .. } => index,
-        });
-        let published = self.covering(erased.max().unwrap_or(index).max(index), wait).await?;
+    pub(crate) fn receipt(&self, record: view::Record, published: &Published) -> Result<String, Error> {
+        let index = record.index;
         let mut openings = Vec::with_capacity(record.openings.len());
         for (key, opening) in record.openings {
             openings.push(match opening {
@@ -284,6 +281,22 @@ impl Notary {
             _ => None,
         };
         Ok((MapValue { revision, commitment, erased_by }, slot))
+    }
+}
+
+/// The newest entry that a receipt of this one speaks of: itself, or the one that erased a value of it.
+pub(crate) fn needs(record: &view::Record) -> u64 {
+    let erased = record.openings.iter().filter_map(|(_, opening)| match opening {
+        view::Opening::Erased { erased_by } => Some(*erased_by),
+        view::Opening::Value { .. } => None,
+    });
+    erased.fold(record.index, u64::max)
+}
+
+fn unreadable(error: ProofError<Error>) -> Error {
+    match error {
+        ProofError::Read(error) => error,
+        other => Error::DamagedStore(format!("the Merkle tree cannot be read: {other}")),
     }
 }
 

@@ -47,6 +47,10 @@ pub enum Error {
     /// Stored data is damaged; the text says what and how to repair.
     #[error("{0}")]
     Corrupt(String),
+    /// The store is damaged; the text says what. The node must be started again: it then builds the store anew from its
+    /// archive.
+    #[error("{0}")]
+    DamagedStore(String),
     /// The operating system refused a file operation.
     #[error("{context}: {message}")]
     Io {

@@ -1,35 +1,37 @@
-//! The ledger on this node: rows, salts, state map and Merkle tree together; how they are opened, checked against each
-//! other, and made durable.
+//! The ledger on this node: rows, archive, salts, state map and Merkle tree together; how they are made durable.
 //!
-//! Order of durability, which every crash point respects: raft log (before a write is answered) → salts and rows
+//! Order of durability, which every crash point respects: raft log (before a write is answered) → salts, archive and rows
 //! ([`Ledger::sync`]) → pages of the state map → its low-water mark → release of the raft log. State map, key names and
-//! the tree's right edge are derived: they are rebuilt from the chain log and checked against the roots in it.
+//! the tree's right edge are derived: they are rebuilt from the chain log and checked against the roots in it. Rows and
+//! archive are two copies of the chain log: each is made again from the other ([`open`]).
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
+use crate::archive::Archive;
 use crate::command::{Command, Key, OperationCommand};
-use crate::disk::Disk;
 use crate::entry::{self, Change, Entry};
 use crate::error::Error;
-use crate::machine::{damaged_entry, find_put, tile_key};
-use crate::merkle::{self, leaf_hash};
+use crate::machine::{damaged_entry, tile_key};
+use crate::merkle;
 use crate::rt;
 use crate::salts::Salts;
-use crate::state_root::{self, KeyHash, Slot, SlotState, StateMap};
+use crate::snapshot::Staging;
+use crate::state_root::{KeyHash, Slot, StateMap};
 use crate::store::names::{self, Names};
 use crate::store::outcomes::Span;
 use crate::store::{Batch, Rows, Tree, entries, values};
 use crate::view::Head;
 
-/// Entries read at a time when replaying the chain log.
-const REPLAY_ENTRIES: usize = 512;
+mod open;
+mod replay;
+
+use open::Suspicion;
 
 /// Hash under which the state map keeps a key.
 pub(crate) fn key_hash(key: &Key) -> KeyHash {
@@ -70,12 +72,12 @@ impl HeadRow {
     fn decode(row: &[u8]) -> Result<Self, Error> {
         match row.split_first() {
             Some((&HEAD_VERSION, rest)) => {
-                postcard::from_bytes(rest).map_err(|e| Error::Corrupt(format!("the head row is damaged: {e}")))
+                postcard::from_bytes(rest).map_err(|e| Error::DamagedStore(format!("the head row is damaged: {e}")))
             }
-            Some((version, _)) => Err(Error::Corrupt(format!(
+            Some((version, _)) => Err(Error::Invalid(format!(
                 "the store has format {version}, this version reads {HEAD_VERSION}: start the newer version again"
             ))),
-            None => Err(Error::Corrupt("the head row is empty".into())),
+            None => Err(Error::DamagedStore("the head row is empty".into())),
         }
     }
 
@@ -131,6 +133,7 @@ pub(crate) struct Stages {
     pub decode: AtomicU64,
     pub transactions: AtomicU64,
     pub map: AtomicU64,
+    pub archive: AtomicU64,
     pub rows: AtomicU64,
     pub row_count: AtomicU64,
     pub entries: AtomicU64,
@@ -139,9 +142,18 @@ pub(crate) struct Stages {
 /// The ledger. Shared by apply, which alone changes it, and the readers.
 pub(crate) struct Ledger {
     pub rows: Rows,
+    pub archive: Archive,
     pub salts: Salts,
     pub map: StateMap,
     pub stages: Stages,
+    /// Set by apply when a value was erased: the raft log still has it.
+    pub erased: AtomicBool,
+    /// Whether the store proved damaged.
+    pub suspicion: Suspicion,
+    /// Where a snapshot is received.
+    pub staging: Staging,
+    /// Names of stores that were set aside and are still there.
+    pub set_aside: Vec<String>,
     chain: RwLock<Chain>,
     head: watch::Sender<Head>,
     /// Readers that wait until a raft index is applied, in order of arrival.
@@ -160,32 +172,10 @@ const MAP_SYNC_ENTRIES: u64 = 150_000;
 /// … or after this long.
 const MAP_SYNC_INTERVAL: Duration = Duration::from_secs(30);
 
-impl Ledger {
-    /// Opens what is in the data directory and brings the derived parts up to the chain log.
-    pub(crate) fn open(disk: &dyn Disk, data: &Path, rows: Rows) -> Result<Self, Error> {
-        let head = rows.get(Tree::Meta, b"head")?.map(|row| HeadRow::decode(&row)).transpose()?.unwrap_or_default();
-        let salts = Salts::open(disk, &data.join("salts"))?;
-        let map = StateMap::open(disk, &data.join("state-map"), state_root::Config::default())?;
-        if let Some(what) = map.damage() {
-            tracing::warn!("the state map is not whole ({what}): it is rebuilt from the chain log");
-        }
-        let tree = rebuild_tree(&rows, head.size)?;
-        let mut chain = Chain { tree, names: Names::default(), head };
-        // What is read from here on may reach the pages of the state map, so it must be durable.
-        rows.sync()?;
-        replay(&rows, &map, &mut chain)?;
-        Ok(Self {
-            rows,
-            salts,
-            map,
-            stages: Stages::default(),
-            head: watch::Sender::new(chain.head.view()),
-            chain: RwLock::new(chain),
-            waiters: Mutex::new(Vec::new()),
-            map_synced: Mutex::new(MapSync { size: 0, at: rt::instant() }),
-        })
-    }
+/// Names that wait in memory before what was put back is made durable.
+const WAITING_NAMES: usize = 16_384;
 
+impl Ledger {
     /// The chain as of one block.
     pub(crate) fn chain(&self) -> RwLockReadGuard<'_, Chain> {
         self.chain.read().unwrap_or_else(PoisonError::into_inner)
@@ -194,6 +184,11 @@ impl Ledger {
     /// For apply, and for what freezes or flushes the state map.
     pub(crate) fn write_chain(&self) -> RwLockWriteGuard<'_, Chain> {
         self.chain.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a key has a value, or had one that was erased.
+    pub(crate) fn exists(&self, key: &Key) -> Result<bool, Error> {
+        Ok(self.map.get(&key_hash(key))?.is_some_and(|slot| slot.exists()))
     }
 
     /// Wakes at every block.
@@ -238,7 +233,9 @@ impl Ledger {
         mark.put(Tree::Meta, b"names", head.height.to_be_bytes().to_vec());
         self.rows.commit(mark)?;
         self.salts.sync()?;
+        self.archive.sync()?;
         self.rows.sync()?;
+        self.archive.note_store_durable(head.raft_index);
         self.write_chain().names.merged(&waiting);
         self.map.flush(head.height)?;
         let mut synced = self.map_synced.lock().unwrap_or_else(PoisonError::into_inner);
@@ -248,6 +245,14 @@ impl Ledger {
             *synced = MapSync { size: head.size, at: rt::instant() };
         }
         Ok(head)
+    }
+
+    /// For who adds much in a row: [`Ledger::sync`] once so much waits in memory that it should be.
+    pub(crate) fn sync_if_much(&self) -> Result<(), Error> {
+        if self.chain().names.waiting() >= WAITING_NAMES || self.map.wants_flush()? {
+            self.sync(false)?;
+        }
+        Ok(())
     }
 
     /// The first block that was made by a raft entry after `raft_index`; one above the head if there is none.
@@ -308,17 +313,9 @@ fn stored_tile(rows: &Rows, level: u8, index: u64) -> Result<Vec<u8>, Error> {
     let mut hashes = Vec::with_capacity(8192);
     for half in 0..2 {
         let row = rows.get(Tree::Tiles, &tile_key(level, index, half))?;
-        hashes.extend(row.ok_or_else(|| Error::Corrupt(format!("tile {level}/{index} is missing")))?);
+        hashes.extend(row.ok_or_else(|| Error::DamagedStore(format!("tile {level}/{index} is missing")))?);
     }
     Ok(hashes)
-}
-
-/// Makes the tree's right edge again from stored tiles and the newest entries.
-fn rebuild_tree(rows: &Rows, size: u64) -> Result<merkle::Tree, Error> {
-    let tail = entries::from(rows, size - size % 256, 256)?;
-    let leaves: Vec<_> = tail.iter().map(|e| leaf_hash(&e.line)).collect();
-    merkle::Tree::rebuild(size, &leaves, |level, index| stored_tile(rows, level, index))
-        .map_err(|e| Error::Corrupt(format!("the Merkle tree cannot be rebuilt: {e}")))
 }
 
 /// A block as its row says: index of its last entry, its time, and the raft entry that made it.
@@ -348,125 +345,11 @@ pub(crate) fn block_row(rows: &Rows, height: u64) -> Result<BlockPlace, Error> {
             time_ms: u64::from_be_bytes(*time_ms),
             raft_index: u64::from_be_bytes(*raft_index),
         }),
-        _ => Err(Error::Corrupt(format!("the row of block {height} is damaged"))),
+        _ => Err(Error::DamagedStore(format!("the row of block {height} is damaged"))),
     }
 }
 
 /// Index of the first entry of a block.
 pub(crate) fn first_of_block(rows: &Rows, height: u64) -> Result<u64, Error> {
     if height <= 1 { Ok(0) } else { Ok(block_row(rows, height - 1)?.last + 1) }
-}
-
-/// Brings state map and key names from their low-water marks up to the head, and compares the root.
-fn replay(rows: &Rows, map: &StateMap, chain: &mut Chain) -> Result<(), Error> {
-    let names_low = match rows.get(Tree::Meta, b"names")? {
-        Some(row) => row.first_chunk::<8>().map_or(0, |b| u64::from_be_bytes(*b)),
-        None => 0,
-    };
-    if map.newest_in_pages()? > chain.head.height {
-        map.reset()?;
-    }
-    let low = names_low.min(map.low_water()?).min(chain.head.height);
-    replay_from(rows, map, chain, low, names_low)?;
-    if chain.head.height == 0 || map.root()? == chain.head.state_root {
-        return Ok(());
-    }
-    tracing::warn!("the state map does not fit the chain log: it is rebuilt");
-    map.reset()?;
-    replay_from(rows, map, chain, 0, names_low)?;
-    if map.root()? == chain.head.state_root {
-        return Ok(());
-    }
-    Err(Error::Corrupt(
-        "the state rebuilt from the chain log does not give the root that the log states: the chain log is damaged; \
-         restore a backup, or rejoin the cluster from its peers"
-            .into(),
-    ))
-}
-
-fn replay_from(rows: &Rows, map: &StateMap, chain: &mut Chain, low: u64, names_low: u64) -> Result<(), Error> {
-    let map_low = map.low_water()?;
-    let mut index = first_of_block(rows, low + 1)?;
-    let mut height = low + 1;
-    let mut touched = Touched::default();
-    while index < chain.head.size {
-        let lines = entries::from(rows, index, REPLAY_ENTRIES)?;
-        if lines.is_empty() {
-            return Err(Error::Corrupt(format!("the chain log ends at {index}, before its head {}", chain.head.size)));
-        }
-        for stored in lines {
-            match Entry::parse(&stored.line).map_err(|e| damaged_entry(index, &e))? {
-                Entry::Transaction(transaction) => {
-                    let mut replay = Replay {
-                        rows,
-                        map,
-                        touched: &mut touched,
-                        names: (height > names_low).then_some(&mut chain.names),
-                    };
-                    replay.transaction(index, &transaction)?;
-                }
-                Entry::Block(_) => {
-                    if height > map_low {
-                        map.apply(height, touched.slots())?;
-                        map.flush(height)?;
-                    }
-                    touched.clear();
-                    height += 1;
-                }
-                _ => {}
-            }
-            index += 1;
-        }
-    }
-    Ok(())
-}
-
-/// Where replayed transactions go.
-struct Replay<'a> {
-    rows: &'a Rows,
-    map: &'a StateMap,
-    touched: &'a mut Touched,
-    /// `None`: the names of this block are in rows already.
-    names: Option<&'a mut Names>,
-}
-
-impl Replay<'_> {
-    fn transaction(&mut self, index: u64, transaction: &entry::Transaction<'_>) -> Result<(), Error> {
-        for change in &transaction.changes {
-            let hash = name_hash(change.key());
-            let current = match self.touched.get(&hash) {
-                Some(slot) => Some((slot.revision, slot.versions)),
-                None => self.map.get(&hash)?.map(|s| (s.revision, s.versions)),
-            };
-            let versions = current.map_or(0, |(_, versions)| versions) + 1;
-            // A page may already hold what is replayed here.
-            let known = current.is_some_and(|(revision, _)| revision >= index);
-            match change {
-                Change::Put { key, previous, commitment, .. } => {
-                    if let Some(names) = self.names.as_mut().filter(|_| previous.is_none()) {
-                        names.insert(key);
-                    }
-                    if !known {
-                        let state = SlotState::Live { commitment: *commitment };
-                        self.touched.set(&hash, Slot { revision: index, versions, state });
-                    }
-                }
-                Change::Delete { .. } => {
-                    if !known {
-                        self.touched.set(&hash, Slot { revision: index, versions, state: SlotState::Deleted });
-                    }
-                }
-                Change::Erase { key, revision, .. } => {
-                    if let Some((at, versions)) = current.filter(|(at, _)| at == revision) {
-                        let line = entries::one(self.rows, at)?.line;
-                        if let Some(put) = find_put(&line, key).map_err(|e| damaged_entry(at, &e))? {
-                            let state = SlotState::Erased { commitment: put.commitment, erased_by: index };
-                            self.touched.set(&hash, Slot { revision: at, versions, state });
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
 }

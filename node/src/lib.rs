@@ -18,7 +18,9 @@ pub mod state_root;
 pub mod tiles;
 pub mod view;
 
+mod archive;
 mod canonical;
+mod clock;
 mod cosign;
 mod durable;
 mod identity;
@@ -27,6 +29,8 @@ mod machine;
 mod raft;
 mod read;
 mod salts;
+mod segment;
+mod snapshot;
 mod store;
 mod wal;
 

@@ -1,38 +1,34 @@
 //! [`Node`]: the only door to the ledger. Opens, starts and stops its parts, and keeps what has been written durable.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::command::{Command, Key, Operation, Outcome, Write, WriteCommand};
-use crate::cosign::Notary;
+use crate::clock::Clock;
+use crate::command::{Command, Key, Outcome, Write, WriteCommand};
+use crate::cosign::{self, Notary};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::{Identity, Keys};
 use crate::ledger::Ledger;
-use crate::raft::{Consensus, Job, ReadJob};
+use crate::raft::{Consensus, Job, Ping, ReadJob};
 use crate::rt;
-use crate::store::{Engine, Rows, SledRows};
+use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
 use crate::view::{
     ApplyStages, BlockRow, Consistency, Found, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status,
 };
 
-/// How often free space is looked at, and whether anything must be made durable.
-const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
-/// What has been applied is made durable in the store after this long, so that the raft log can be released.
-const SYNC_INTERVAL: Duration = Duration::from_secs(5);
-/// … or once so many keys wait in memory.
-const SYNC_WAITING_KEYS: usize = 16_384;
+mod tasks;
+mod vital;
+
+use tasks::{let_go, open_ledger, until};
 
 /// Who holds the ledger of a node that does nothing: the node, its consensus, its notary.
 const LEDGER_OWNERS: usize = 3;
-/// How often a stop looks, a millisecond apart, whether all others have let go.
-const STOP_LOOKS: usize = 2_000;
 
 /// What a node needs to start.
 #[derive(Debug, Clone)]
@@ -68,13 +64,13 @@ struct Inner {
     identity: Identity,
     log_info: LogInfo,
     ledger: Arc<Ledger>,
+    clock: Arc<Clock>,
     consensus: Consensus,
     notary: Arc<Notary>,
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<ReadJob>,
+    pings: mpsc::Sender<Ping>,
     free_bytes: AtomicU64,
-    /// Set by an erase: make durable, purge the raft log and close its segment at once.
-    purge_wanted: AtomicBool,
     stopping: watch::Sender<bool>,
     /// Set when a part failed for good; the daemon must end and be started again.
     failed: watch::Sender<Option<Error>>,
@@ -109,8 +105,8 @@ impl Node {
     /// [`Error::Corrupt`] names what is damaged and what to do; nothing is changed then.
     pub async fn start(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
         let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
-        let engine = Engine::Sled(Arc::new(SledRows::open(&config.data.join("store"), config.cache_bytes)?));
-        Self::start_on(disk, config, identity, keys, Rows::over(engine)).await
+        let shelf = Shelf::Sled { directory: config.data.join("store"), cache_bytes: config.cache_bytes };
+        Self::start_on(disk, config, identity, keys, shelf).await
     }
 
     /// [`Node::start`] over any rows.
@@ -119,21 +115,19 @@ impl Node {
         config: Config,
         identity: Identity,
         keys: Keys,
-        rows: Rows,
+        shelf: Shelf,
     ) -> Result<Self, Error> {
         let log_info = identity.log_info(&keys);
-        let (opening, directory) = (Arc::clone(&disk), config.data.clone());
-        let opened = rt::blocking(move || Ledger::open(opening.as_ref(), &directory, rows)).await;
-        let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
-        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, Arc::clone(&ledger), &identity.origin, keys)?);
-        let consensus =
-            Consensus::start(&disk, &config.data.join("raft"), identity.node, Arc::clone(&ledger), identity.begun)
-                .await?;
+        let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf).await?;
+        let clock = Arc::new(Clock::default());
+        let (book, origin) = (Arc::clone(&ledger), &identity.origin);
+        let notary = Notary::open(disk.as_ref(), &config.data, book, origin, keys, Arc::clone(&clock))?;
+        let notary = Arc::new(notary);
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
+        let (pings, ping_queue) = mpsc::channel(1);
         let inner = Arc::new(Inner {
             free_bytes: AtomicU64::new(u64::MAX),
-            purge_wanted: AtomicBool::new(false),
             stopping: watch::Sender::new(false),
             failed: watch::Sender::new(None),
             tasks: Mutex::new(Vec::new()),
@@ -142,16 +136,18 @@ impl Node {
             identity,
             log_info,
             ledger,
+            clock,
             consensus,
             notary,
             writes,
             reads,
+            pings,
         });
         inner.begin().await?;
         inner.look_at_space();
         inner.notary.check_promise()?;
         Arc::clone(&inner.notary).round().await?;
-        inner.spawn_tasks(write_queue, read_queue);
+        inner.spawn_tasks(write_queue, read_queue, ping_queue);
         Ok(Self { inner })
     }
 
@@ -168,7 +164,7 @@ impl Node {
             tracing::error!(%error, "the store was not made durable; the raft log brings it again at the next start");
         }
         inner.consensus.stop().await;
-        inner.let_go().await;
+        let_go(&inner.ledger, LEDGER_OWNERS).await;
     }
 
     /// Resolves when a part of the node has failed for good, with the reason.
@@ -186,20 +182,19 @@ impl Node {
     /// [`Error::Invalid`] and [`Error::TooLarge`] before anything is proposed; [`Error::NoRoom`], [`Error::Overloaded`];
     /// [`Error::Unknown`] when the node failed with the write in flight.
     pub async fn write(&self, write: Write) -> Result<Outcome, Error> {
-        let inner = &self.inner;
-        let erases = write.operations.iter().any(|o| matches!(o, Operation::Erase { .. }));
+        self.submit(write, false).await
+    }
+
+    /// Queues a write for the batcher and waits for its outcome.
+    async fn submit(&self, write: Write, accepts_clock: bool) -> Result<Outcome, Error> {
         let write = WriteCommand::prepare(write, rt::fill_random)?;
         self.room()?;
         let (reply, answer) = oneshot::channel();
-        inner.writes.try_send(Job { write, reply }).map_err(|e| match e {
+        self.inner.writes.try_send(Job { write, reply, accepts_clock }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the node is stopping".into()),
         })?;
-        let outcome = answer.await.unwrap_or(Err(Error::Unknown))?;
-        if erases {
-            inner.purge_wanted.store(true, Relaxed);
-        }
-        Ok(outcome)
+        answer.await.unwrap_or(Err(Error::Unknown))
     }
 
     /// Reads a key; `at` is the height of a block.
@@ -210,7 +205,24 @@ impl Node {
         if consistency == Consistency::Linearizable {
             self.barrier().await?;
         }
-        self.inner.ledger.get(key, at)
+        match at {
+            // Most reads: found in memory, as a rule.
+            None => self.inner.checked(self.inner.ledger.get(key, None)),
+            Some(_) => {
+                let key = key.clone();
+                self.aside(move |inner| inner.ledger.get(&key, at)).await
+            }
+        }
+    }
+
+    /// Runs a read that may take long, or wait for the disk, where it holds up nobody else.
+    async fn aside<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Inner) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = Arc::clone(&self.inner);
+        let read = rt::blocking(move || inner.checked(read(&inner))).await;
+        read.unwrap_or_else(|e| Err(Error::Unavailable(format!("the read ended early: {e}"))))
     }
 
     /// Keys with a prefix, in byte order; `after` is exclusive. An empty prefix does not list reserved keys. A page may
@@ -218,36 +230,34 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::Corrupt`].
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn keys(&self, prefix: &str, after: Option<&Key>, limit: usize) -> Result<KeyPage, Error> {
-        self.inner.ledger.keys(prefix, after, limit)
+        let (prefix, after) = (prefix.to_owned(), after.cloned());
+        self.aside(move |inner| inner.ledger.keys(&prefix, after.as_ref(), limit)).await
     }
 
     /// Revisions of a key, newest first, those below `before`.
     ///
     /// # Errors
     /// [`Error::Corrupt`].
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn history(&self, key: &Key, before: Option<u64>, limit: usize) -> Result<HistoryPage, Error> {
-        self.inner.ledger.history(key, before, limit)
+        let key = key.clone();
+        self.aside(move |inner| inner.ledger.history(&key, before, limit)).await
     }
 
     /// One entry of the chain log.
     ///
     /// # Errors
     /// [`Error::NotFound`] beyond its end.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn record(&self, index: u64) -> Result<Record, Error> {
-        self.inner.ledger.record(index)
+        self.aside(move |inner| inner.ledger.record(index)).await
     }
 
     /// Entries from `first` on, as many as there are up to `limit`, with the values still held: for the change feed.
     ///
     /// # Errors
     /// [`Error::Corrupt`].
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn records(&self, first: u64, limit: usize) -> Result<Vec<Record>, Error> {
-        self.inner.ledger.records(first, limit)
+        self.aside(move |inner| inner.ledger.records(first, limit)).await
     }
 
     /// The receipt of an entry, a C2SP tlog-proof; `wait`: until a checkpoint that meets the policy covers it.
@@ -255,34 +265,34 @@ impl Node {
     /// # Errors
     /// [`Error::NotFound`] beyond the log; [`Error::Unavailable`] when no checkpoint covers the entry yet.
     pub async fn receipt(&self, index: u64, wait: bool) -> Result<String, Error> {
-        self.inner.notary.receipt(index, wait).await
+        let record = self.record(index).await?;
+        let published = self.inner.notary.covering(cosign::needs(&record), wait).await?;
+        self.aside(move |inner| inner.notary.receipt(record, &published)).await
     }
 
     /// Latest-or-absent proof of a key as of the newest checkpoint, a C2SP tlog-proof.
     ///
     /// # Errors
     /// [`Error::Unavailable`] when there is no checkpoint yet.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn proof(&self, key: &Key) -> Result<String, Error> {
-        self.inner.notary.latest_or_absent(key)
+        let key = key.clone();
+        self.aside(move |inner| inner.notary.latest_or_absent(&key)).await
     }
 
     /// Blocks above `after`, in order.
     ///
     /// # Errors
     /// [`Error::Corrupt`].
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn blocks(&self, after: u64, limit: usize) -> Result<Vec<BlockRow>, Error> {
-        self.inner.ledger.blocks(after, limit)
+        self.aside(move |inner| inner.ledger.blocks(after, limit)).await
     }
 
     /// One block.
     ///
     /// # Errors
     /// [`Error::NotFound`] beyond the head.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn block(&self, height: u64) -> Result<BlockRow, Error> {
-        self.inner.ledger.block(height)
+        self.aside(move |inner| inner.ledger.block(height)).await
     }
 
     /// The newest checkpoint that meets the policy, as text (C2SP tlog-checkpoint).
@@ -295,21 +305,19 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::NotFound`] beyond the newest checkpoint.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn tile(&self, level: u8, index: u64, width: u16) -> Result<Vec<u8>, Error> {
         self.published_width(level, index, width)?;
-        let ledger = &self.inner.ledger;
-        ledger.tile(&ledger.chain(), level, index, width)
+        self.aside(move |inner| inner.ledger.tile(&inner.ledger.chain(), level, index, width)).await
     }
 
     /// A bundle of entries of the published log: each with its length before it (u16 BE).
     ///
     /// # Errors
     /// [`Error::NotFound`] beyond the newest checkpoint.
-    #[allow(clippy::unused_async, reason = "the door is asynchronous; what lies behind may become so")]
     pub async fn entry_bundle(&self, index: u64, width: u16) -> Result<Vec<u8>, Error> {
         self.published_width(0, index, width)?;
-        self.inner.ledger.bundle(index * u64::from(TILE_WIDTH), usize::from(width))
+        let first = index * u64::from(TILE_WIDTH);
+        self.aside(move |inner| inner.ledger.bundle(first, usize::from(width))).await
     }
 
     fn published_width(&self, level: u8, index: u64, width: u16) -> Result<(), Error> {
@@ -365,6 +373,7 @@ impl Node {
         let stages = &inner.ledger.stages;
         let map = inner.ledger.map.sizes().unwrap_or_default();
         let store_bytes = inner.ledger.rows.disk_bytes();
+        let archive = inner.ledger.archive.status();
         Status {
             node: inner.identity.node,
             name: inner.identity.name.clone(),
@@ -383,7 +392,14 @@ impl Node {
             free_bytes: inner.free_bytes.load(Relaxed),
             reserve_bytes: inner.config.reserve_bytes,
             store_bytes,
-            data_bytes: store_bytes + map.file_bytes + chain.head.slots * 32 + consensus.log.segment_bytes,
+            data_bytes: store_bytes
+                + archive.bytes
+                + map.file_bytes
+                + chain.head.slots * 32
+                + consensus.log.segment_bytes,
+            stores_set_aside: inner.ledger.set_aside.clone(),
+            archive,
+            clock: self.clock(),
             raft_log: consensus.log,
             apply: ApplyStages {
                 entries: stages.entries.load(Relaxed),
@@ -391,6 +407,7 @@ impl Node {
                 decode_ns: stages.decode.load(Relaxed),
                 transactions_ns: stages.transactions.load(Relaxed),
                 state_map_ns: stages.map.load(Relaxed),
+                archive_ns: stages.archive.load(Relaxed),
                 rows_ns: stages.rows.load(Relaxed),
             },
         }
@@ -406,21 +423,29 @@ impl Inner {
         let LogInfo { vkey, cosigners, policy, .. } = self.log_info.clone();
         let author = self.identity.name.clone();
         if self.ledger.chain().head.system_revision == 0 {
-            let command = Command::Cosigners { time_ms: rt::now_ms(), author, log: vkey, cosigners, policy };
+            let time_ms = self.clock.read(0).sure_ms;
+            let command = Command::Cosigners { time_ms, author, log: vkey, cosigners, policy };
             self.consensus.propose(&command).await?;
         }
         let begun = Identity { begun: true, ..self.identity.clone() };
         begun.save(self.disk.as_ref(), &self.config.data)
     }
 
-    fn spawn_tasks(self: &Arc<Self>, writes: mpsc::Receiver<Job>, reads: mpsc::Receiver<ReadJob>) {
+    fn spawn_tasks(
+        self: &Arc<Self>,
+        writes: mpsc::Receiver<Job>,
+        reads: mpsc::Receiver<ReadJob>,
+        pings: mpsc::Receiver<Ping>,
+    ) {
         let stopping = self.stopping.subscribe();
+        let (clock, author) = (Arc::clone(&self.clock), self.identity.name.clone());
         let tasks = vec![
-            rt::spawn(self.consensus.batcher(writes, stopping.clone())),
+            rt::spawn(self.consensus.batcher(clock, author, writes, pings, stopping.clone())),
             rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
             rt::spawn(until(stopping.clone(), Arc::clone(&self.notary).run())),
-            rt::spawn(until(stopping.clone(), watch_core(Arc::clone(self)))),
-            rt::spawn(until(stopping, maintain(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
+            rt::spawn(until(stopping, tasks::scrub(Arc::clone(self)))),
         ];
         *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
     }
@@ -441,62 +466,19 @@ impl Inner {
         self.consensus.release(&head, seal).await
     }
 
-    /// Waits until openraft's tasks, which end some time after its shutdown, have let go of the ledger: whoever opens the
-    /// data directory next must find it free.
-    async fn let_go(&self) {
-        for _ in 0..STOP_LOOKS {
-            if Arc::strong_count(&self.ledger) <= LEDGER_OWNERS {
-                return;
-            }
-            rt::sleep(Duration::from_millis(1)).await;
+    /// Passes an answer of the ledger on. One that shows that the store is damaged ends the node: it is rebuilt at the next
+    /// start.
+    fn checked<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error @ Error::DamagedStore(_)) = &answer {
+            self.fail(error.clone());
         }
-        tracing::warn!("a task still holds the ledger after the stop");
+        answer
     }
 
     fn fail(&self, error: Error) {
+        self.ledger.suspicion.note_if_damaged(&error);
         tracing::error!(%error, "the node has failed and must be started again");
         self.failed.send_replace(Some(error));
-    }
-}
-
-/// Runs a task until the node stops.
-async fn until(mut stopping: watch::Receiver<bool>, task: impl Future<Output = ()>) {
-    tokio::select! {
-        biased;
-        _ = stopping.wait_for(|stopping| *stopping) => {}
-        () = task => {}
-    }
-}
-
-/// Says so when the Raft core ends by itself.
-async fn watch_core(node: Arc<Inner>) {
-    let error = node.consensus.core_ended().await;
-    node.fail(error);
-}
-
-/// Looks after free space and durability.
-async fn maintain(node: Arc<Inner>) {
-    let mut synced_size = 0;
-    let mut next_sync = rt::instant() + SYNC_INTERVAL;
-    loop {
-        rt::sleep(MAINTENANCE_INTERVAL).await;
-        node.look_at_space();
-        let (size, waiting) = {
-            let chain = node.ledger.chain();
-            (chain.head.size, chain.names.waiting())
-        };
-        let erased = node.purge_wanted.swap(false, Relaxed);
-        let due = rt::instant() >= next_sync && size != synced_size;
-        let full = waiting >= SYNC_WAITING_KEYS || node.ledger.map.wants_flush().unwrap_or(true);
-        if !(erased || due || full) {
-            continue;
-        }
-        if let Err(error) = node.make_durable(false, erased).await {
-            node.fail(error);
-            return;
-        }
-        synced_size = size;
-        next_sync = rt::instant() + SYNC_INTERVAL;
     }
 }
 

@@ -73,7 +73,7 @@ impl Ledger {
     fn mark(&self, hash: &KeyHash, mark: u32) -> Result<u64, Error> {
         let row = self.rows.get(Tree::History, &history_key(hash, mark))?;
         let revision = row.as_deref().and_then(|row| Some(u64::from_be_bytes(*row.as_array()?)));
-        revision.ok_or_else(|| Error::Corrupt(format!("mark {mark} of a key's revisions is missing")))
+        revision.ok_or_else(|| Error::DamagedStore(format!("mark {mark} of a key's revisions is missing")))
     }
 
     /// The value that the entry `revision` put under a key.

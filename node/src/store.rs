@@ -3,7 +3,7 @@
 //! sled 0.34.7 keeps three habits that this file answers (`docs/design/storage.md`): `flush` does not reach the disk, so
 //! [`Rows::sync`] syncs the data file itself; a leaf page beyond 128 KiB goes to a file of its own that is never synced,
 //! so no row is larger than [`ROW_BYTES_MAX`]; and damage makes it panic or roll back, so every call is fenced and turned
-//! into [`Error::Corrupt`].
+//! into [`Error::DamagedStore`]: the store is then set aside ([`Shelf::set_aside`]) and built anew.
 //!
 //! One [`Batch`] is atomic. Nothing is durable before [`Rows::sync`] returns.
 
@@ -107,7 +107,7 @@ impl Engine {
         match self {
             Self::Sled(s) => s.fenced(|| Ok(s.tree(tree).get(key)?.map(|v| v.to_vec()))),
             #[cfg(test)]
-            Self::Memory(m) => Ok(m.lock().live.get(&(tree, key.to_vec())).cloned()),
+            Self::Memory(m) => Ok(m.sound()?.live.get(&(tree, key.to_vec())).cloned()),
         }
     }
 
@@ -120,7 +120,7 @@ impl Engine {
             }),
             #[cfg(test)]
             Self::Memory(m) => {
-                let state = m.lock();
+                let state = m.sound()?;
                 let bounds = (Bound::Included((tree, Vec::new())), upper.map(|key| (tree, key.to_vec())));
                 let found = state.live.range(bounds).next_back();
                 Ok(found.map(|((_, k), v)| (k.clone(), v.clone())))
@@ -137,7 +137,7 @@ impl Engine {
             }),
             #[cfg(test)]
             Self::Memory(m) => {
-                let state = m.lock();
+                let state = m.sound()?;
                 let rows = state.live.range((tree, key.to_vec())..).take_while(|((t, _), _)| *t == tree).take(limit);
                 Ok(rows.map(|((_, k), v)| (k.clone(), v.clone())).collect())
             }
@@ -150,7 +150,7 @@ impl Engine {
             Self::Sled(s) => s.commit(batch),
             #[cfg(test)]
             Self::Memory(m) => {
-                let mut state = m.lock();
+                let mut state = m.sound()?;
                 for (tree, key, value) in &batch.0 {
                     match value {
                         Some(value) => state.live.insert((*tree, key.clone()), value.clone()),
@@ -187,6 +187,71 @@ impl Engine {
     }
 }
 
+/// Where the rows lie, before they are open.
+pub(crate) enum Shelf {
+    /// A directory of sled's.
+    Sled {
+        /// The directory.
+        directory: PathBuf,
+        /// Bytes of sled's page cache.
+        cache_bytes: u64,
+    },
+    /// Rows of a simulation.
+    #[cfg(test)]
+    Memory(Arc<MemoryRows>),
+}
+
+impl Shelf {
+    /// Opens the rows, making them when there are none.
+    ///
+    /// # Errors
+    /// [`Error::DamagedStore`]; [`Error::Unavailable`] when another process has them open; [`Error::Io`].
+    pub(crate) fn open(&self) -> Result<Rows, Error> {
+        match self {
+            Self::Sled { directory, cache_bytes } => {
+                Ok(Rows::over(Engine::Sled(Arc::new(SledRows::open(directory, *cache_bytes)?))))
+            }
+            #[cfg(test)]
+            Self::Memory(m) => Ok(Rows::over(Engine::Memory(Arc::clone(m)))),
+        }
+    }
+
+    /// Moves rows that must not be trusted away, so that others can take their place; returns where they are now. The
+    /// first that were set aside and the last are kept: a repetition must not wear out the evidence.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn set_aside(&self) -> Result<String, Error> {
+        match self {
+            Self::Sled { directory, .. } => {
+                let first = directory.with_extension("damaged-1");
+                let target = if first.exists() { directory.with_extension("damaged-2") } else { first };
+                move_aside(directory, &target)
+                    .map_err(|e| Error::io(format!("moving {} to {}", directory.display(), target.display()), &e))?;
+                Ok(target.display().to_string())
+            }
+            #[cfg(test)]
+            Self::Memory(m) => {
+                *m.lock() = MemoryState::default();
+                Ok("nothing".into())
+            }
+        }
+    }
+}
+
+fn move_aside(from: &Path, to: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(to) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    match fs::rename(from, to) {
+        // Gone already: before a crash, or the operator removed it.
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    fs::File::open(from.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
 /// sled with its trees.
 pub(crate) struct SledRows {
     directory: PathBuf,
@@ -207,8 +272,8 @@ impl SledRows {
                     "{directory} is in use by another process: stop that one first"
                 )));
             }
-            Ok(Err(error)) => return Err(damaged(directory, &error.to_string())),
-            Err(panic) => return Err(damaged(directory, &panic_text(&panic))),
+            Ok(Err(error)) => return Err(failed(directory, &error)),
+            Err(panic) => return Err(panicked(directory, &panic)),
         };
         let data_path = directory.join("db");
         let data_file =
@@ -247,8 +312,8 @@ impl SledRows {
     fn fenced<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, Error> {
         match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(damaged(&self.directory, &error.to_string())),
-            Err(panic) => Err(damaged(&self.directory, &panic_text(&panic))),
+            Ok(Err(error)) => Err(failed(&self.directory, &error)),
+            Err(panic) => Err(panicked(&self.directory, &panic)),
         }
     }
 
@@ -278,9 +343,9 @@ impl SledRows {
         }));
         match done {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(TransactionError::Storage(error))) => Err(damaged(&self.directory, &error.to_string())),
+            Ok(Err(TransactionError::Storage(error))) => Err(failed(&self.directory, &error)),
             Ok(Err(TransactionError::Abort(()))) => Err(damaged(&self.directory, "a batch was refused")),
-            Err(panic) => Err(damaged(&self.directory, &panic_text(&panic))),
+            Err(panic) => Err(panicked(&self.directory, &panic)),
         }
     }
 
@@ -305,11 +370,37 @@ impl SledRows {
     }
 }
 
+/// An error of sled's: damage, unless it says that the system has no room or does not let it.
+fn failed(directory: &Path, error: &sled::Error) -> Error {
+    use std::io::ErrorKind;
+    match error {
+        sled::Error::Io(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::StorageFull
+                    | ErrorKind::QuotaExceeded
+                    | ErrorKind::PermissionDenied
+                    | ErrorKind::ReadOnlyFilesystem
+                    | ErrorKind::OutOfMemory
+            ) =>
+        {
+            Error::io(format!("the store in {}", directory.display()), error)
+        }
+        other => damaged(directory, &other.to_string()),
+    }
+}
+
+/// A panic of sled's: damage, unless it came of a full disk.
+fn panicked(directory: &Path, panic: &Box<dyn std::any::Any + Send>) -> Error {
+    let text = panic_text(panic);
+    if ["StorageFull", "No space left"].iter().any(|full| text.contains(full)) {
+        return Error::Io { context: format!("the store in {}", directory.display()), message: text };
+    }
+    damaged(directory, &text)
+}
+
 fn damaged(directory: &Path, what: &str) -> Error {
-    Error::Corrupt(format!(
-        "the store in {} is damaged ({what}): restore a backup, or rejoin the cluster from its peers",
-        directory.display()
-    ))
+    Error::DamagedStore(format!("the store in {} is damaged ({what})", directory.display()))
 }
 
 fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> String {
@@ -329,6 +420,7 @@ struct MemoryState {
     live: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
     durable: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
     undurable: Vec<MemoryBatch>,
+    broken: bool,
 }
 
 /// Rows in memory with sled's manners at a power cut: of the batches that were not synced, some first ones survive.
@@ -340,6 +432,21 @@ pub(crate) struct MemoryRows(Mutex<MemoryState>);
 impl MemoryRows {
     fn lock(&self) -> std::sync::MutexGuard<'_, MemoryState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sound(&self) -> Result<std::sync::MutexGuard<'_, MemoryState>, Error> {
+        let state = self.lock();
+        if state.broken { Err(damaged(Path::new("memory"), "a test broke it")) } else { Ok(state) }
+    }
+
+    /// From now on every call finds damage, until the rows are set aside.
+    pub(crate) fn break_all(&self) {
+        self.lock().broken = true;
+    }
+
+    /// Removes every row, as if the directory had been deleted.
+    pub(crate) fn lose(&self) {
+        *self.lock() = MemoryState::default();
     }
 
     /// A power cut: keeps the durable rows and the first `survivors` of the batches since.

@@ -1,6 +1,6 @@
 //! The raft log on disk: entries, the vote, and the marks of what is committed and purged.
 //!
-//! A log is a directory of preallocated segment files ([`format`] has their bytes). Everything that waits is written as
+//! A log is a directory of preallocated segment files ([`crate::segment`] has their bytes). Everything that waits is written as
 //! one frame and made durable by one fsync, on a thread of the log's own. Segments are never written again once they are
 //! full; they are deleted when what they hold was purged *and* the owner has said that state is durable up to there.
 //!
@@ -179,6 +179,17 @@ impl Wal {
     pub(crate) fn stats(&self) -> Stats {
         let cached_bytes = lock(&self.shared().index).cached_bytes();
         self.shared().counters.stats(cached_bytes)
+    }
+
+    /// Calls `done` when all that was queued before is written and one more fsync has been answered.
+    ///
+    /// # Errors
+    /// That of the write or fsync that ended the log.
+    pub(crate) fn ping(&self, done: Done) -> Result<(), Error> {
+        let mut queue = self.queue()?;
+        queue.push(Op::Ping, Some(done));
+        self.shared().kick(queue);
+        Ok(())
     }
 
     /// Queues a vote. With `done`, it is made durable at once; without, soon and without an fsync of its own, which is

@@ -298,6 +298,14 @@ async fn every_change_is_an_entry_whose_receipt_holds_no_secret() {
     changes.push(("a key's end", ledger.admin(Method::DELETE, &path, Value::Null, 204).await));
     changes.push(("a user's end", ledger.admin(Method::DELETE, "/v1/users/alice", Value::Null, 204).await));
 
+    // The hash before is destroyed by the next transaction: a transaction may name a key once.
+    let n: u64 = entry(&changes[1].1).parse().unwrap();
+    let mut after = String::new();
+    for n in n + 1..n + 4 {
+        after += &ledger.admin.get(&format!("/v1/transactions/{n}")).await.unwrap().text();
+    }
+    assert!(after.contains(r#"{"erase":{"key":"~passwords/alice","#), "the replaced hash is erased: {after}");
+
     let vkey = ledger.daemon.data().join("log.vkey");
     for (what, answer) in &changes {
         let n = entry(answer);

@@ -3,8 +3,8 @@
 
 use hyper::HeaderMap;
 use hyper::header::IF_MATCH;
+use samovar_node::Node;
 use samovar_node::command::{KEY_BYTES_MAX, RESERVED_PREFIX, Requirement};
-use samovar_node::{Node, rt};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -47,8 +47,8 @@ pub(super) fn checked_name(name: &str) -> Result<(), Problem> {
 }
 
 /// Refuses an end that is over.
-pub(super) fn checked_end(expires_ms: Option<u64>) -> Result<(), Problem> {
-    if expires_ms.is_some_and(|end| end <= rt::now_ms()) {
+pub(super) fn checked_end(node: &Node, expires_ms: Option<u64>) -> Result<(), Problem> {
+    if expires_ms.is_some_and(|end| end <= node.now_ms()) {
         return Err(Problem::unprocessable("`expires_ms` lies in the past"));
     }
     Ok(())
@@ -57,6 +57,9 @@ pub(super) fn checked_end(expires_ms: Option<u64>) -> Result<(), Problem> {
 /// The revision that a change is based on: that of `If-Match`, else the one that was just read.
 pub(super) fn based_on(headers: &HeaderMap, read: u64) -> Result<u64, Problem> {
     let Some(tag) = keys::single(headers, &IF_MATCH)? else { return Ok(read) };
+    if tag.is_empty() {
+        return Err(keys::no_tag_matches());
+    }
     keys::strong_tag(tag).ok_or_else(|| Problem::invalid("If-Match must name one revision: If-Match: \"REVISION\""))
 }
 
@@ -78,7 +81,7 @@ pub(super) async fn somebody_left(node: &Node, gone: Gone<'_>) -> Result<Vec<Req
     let gone_user = |name: &str| matches!(gone, Gone::User(g) if g == name);
     let admin = |name: &str| users.iter().find(|u| u.id == name && !gone_user(name) && manages(&u.row));
     for key in API_KEYS.all(node).await? {
-        if matches!(gone, Gone::ApiKey(id) if id == key.id) || !key.row.is_live(rt::now_ms()) {
+        if matches!(gone, Gone::ApiKey(id) if id == key.id) || !key.row.is_live(node.now_ms()) {
             continue;
         }
         let holder = match &key.row.holder {

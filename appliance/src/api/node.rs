@@ -2,12 +2,12 @@
 
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
-use samovar_node::rt;
+use samovar_node::view::ClockStatus;
 use serde::Serialize;
 
 use super::problem::Problem;
 use super::{Call, Handled, render};
-use crate::{metrics, openapi};
+use crate::{metrics, openapi, output};
 
 #[derive(Serialize)]
 struct Status<'a> {
@@ -25,10 +25,21 @@ struct Status<'a> {
     free_bytes: u64,
     reserve_bytes: u64,
     store_bytes: u64,
+    archive_bytes: u64,
     uptime_s: u64,
     /// When these figures were taken, so that who shows them can say how old they are.
     now_ms: u64,
+    clock: Clock,
     errors: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Clock {
+    wall_ms: u64,
+    sure_ms: u64,
+    synchronised: bool,
+    doubted: bool,
+    held: bool,
 }
 
 /// `GET /v1/status`.
@@ -41,7 +52,19 @@ pub(crate) async fn status(call: Call) -> Handled {
     if status.leader.is_none() {
         errors.push("no leader is known: nothing can be written".to_owned());
     }
+    for name in &status.stores_set_aside {
+        errors
+            .push(format!("a damaged store was set aside as {name} and rebuilt: look after the disk, then remove it"));
+    }
     let head = status.head;
+    let ClockStatus { wall_ms, sure_ms, synchronised, doubted, held } = status.clock;
+    if doubted {
+        let (wall, sure) = (output::time(wall_ms), output::time(sure_ms));
+        errors.push(format!(
+            "the clock says {wall}, which nothing confirms and which is more than a day ahead: blocks keep the time {sure}. \
+             Set the clock right, or if it is right: samovar clock accept"
+        ));
+    }
     render::json(
         StatusCode::OK,
         &Status {
@@ -59,8 +82,10 @@ pub(crate) async fn status(call: Call) -> Handled {
             free_bytes: status.free_bytes,
             reserve_bytes: status.reserve_bytes,
             store_bytes: status.store_bytes,
+            archive_bytes: status.archive.bytes,
             uptime_s: call.app.started.elapsed().as_secs(),
-            now_ms: rt::now_ms(),
+            now_ms: wall_ms,
+            clock: Clock { wall_ms, sure_ms, synchronised, doubted, held },
             errors,
         },
     )

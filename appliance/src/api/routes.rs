@@ -5,42 +5,19 @@
 
 use hyper::Method;
 
-use super::{
-    Parameter, Route, Takes, api_keys, certificates, entries, feed, keys, log, login, node, transactions, users,
-};
+use super::{Route, api_keys, certificates, clock, entries, feed, keys, log, login, node, transactions, users};
 use crate::auth::Right;
 use crate::quota::Class;
+
+mod parameters;
+
+use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, LIMIT, OLD, PREFIX, WAIT};
 
 macro_rules! handler {
     ($function:path) => {
         |call| Box::pin($function(call))
     };
 }
-
-const LIMIT: Parameter = Parameter { name: "limit", takes: Takes::Number, doc: "Most rows, 1 to 1000; default 100." };
-const CONSISTENCY: Parameter = Parameter {
-    name: "consistency",
-    takes: Takes::OneOf(&["linearizable", "stale"]),
-    doc: "`linearizable` (default): at least everything acknowledged before; `stale`: what this node has.",
-};
-const AT: Parameter = Parameter { name: "at", takes: Takes::Number, doc: "Height of the block as of which to read." };
-const PREFIX: Parameter = Parameter { name: "prefix", takes: Takes::Text, doc: "Only keys that begin with this." };
-const AFTER_KEY: Parameter = Parameter { name: "after", takes: Takes::Text, doc: "`next` of the page before." };
-const AFTER_BLOCK: Parameter =
-    Parameter { name: "after", takes: Takes::Number, doc: "Height of a block; what comes after it is shown." };
-const BEFORE: Parameter = Parameter { name: "before", takes: Takes::Number, doc: "`next` of the page before." };
-const WAIT: Parameter = Parameter {
-    name: "wait",
-    takes: Takes::OneOf(&["quorum"]),
-    doc: "Wait for a checkpoint that meets the policy and covers the entry.",
-};
-const FOR: Parameter =
-    Parameter { name: "for", takes: Takes::OneOf(&["write"]), doc: "Also ask whether a write would find room." };
-const OLD: Parameter = Parameter {
-    name: "old",
-    takes: Takes::OneOf(&["honoured", "refused"]),
-    doc: "What becomes of sessions: `honoured` (default), until they run out; `refused`, all end at once.",
-};
 
 /// Every route.
 pub(crate) static ROUTES: &[Route] = &[
@@ -208,7 +185,7 @@ pub(crate) static ROUTES: &[Route] = &[
         summary: "A tile of hashes or entries (C2SP tlog-tiles).",
         query: &[],
         body: None,
-        answers: &[(200, Some("bytes"))],
+        answers: &[(200, Some("application/octet-stream"))],
         problems: &[404],
         handler: handler!(log::tile),
     },
@@ -451,6 +428,18 @@ pub(crate) static ROUTES: &[Route] = &[
         answers: &[(201, Some("RotatedKey"))],
         problems: &[409, 412, 507],
         handler: handler!(login::rotate),
+    },
+    Route {
+        method: Method::POST,
+        pattern: "/v1/clock/accept",
+        right: Right::AcceptClock,
+        class: Class::Api,
+        summary: "Accepts a clock that is not believed, for good: the time of blocks moves to it.",
+        query: &[],
+        body: None,
+        answers: &[(201, Some("AcceptedClock"))],
+        problems: &[409, 507],
+        handler: handler!(clock::accept),
     },
     Route {
         method: Method::GET,

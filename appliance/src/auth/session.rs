@@ -218,6 +218,20 @@ mod tests {
         }
     }
 
+    /// Whatever is sent: only the token that was signed is taken.
+    #[test]
+    fn fuzz_session_token() {
+        let key = signer(7);
+        let (token, public) = (key.token(ORIGIN, &claims()).expect("a token"), key.public());
+        let none = format!("{PREFIX}{}..", key.id);
+        samovar_fuzz::decoder("session-token", &[token.clone().into_bytes(), none.into_bytes()], |bytes| {
+            let Ok(text) = std::str::from_utf8(bytes) else { return };
+            if Token::parse(text).and_then(|t| t.verify(ORIGIN, &public)).is_some() {
+                assert_eq!(text, token, "another text was taken for the token");
+            }
+        });
+    }
+
     #[test]
     fn the_private_key_is_its_owners() {
         use std::os::unix::fs::PermissionsExt as _;

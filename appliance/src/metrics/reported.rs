@@ -29,6 +29,7 @@ impl Collector for Reported {
         self.raft(&mut page)?;
         self.work(&mut page)?;
         self.store(&mut page)?;
+        self.archive(&mut page)?;
         self.host(&mut page)?;
         if let Some(process) = &self.machine.process {
             process_figures(process, &mut page)?;
@@ -53,7 +54,13 @@ impl Reported {
         page.gauge("samovar_checkpoint_entries", help, status.checkpoint_size)?;
         let help = "Checkpoints published; each was signed and cosigned";
         page.counter("samovar_checkpoints", help, status.checkpoint_rounds)?;
-        page.gauge("samovar_keys", "Keys that have a value", status.keys)
+        page.gauge("samovar_keys", "Keys that have a value", status.keys)?;
+        let help = "1 when the machine says that its clock is synchronised";
+        page.gauge("samovar_clock_synchronised", help, u64::from(status.clock.synchronised))?;
+        let help = "1 when the clock is not believed: unsynchronised, and more than a day past the newest block";
+        page.gauge("samovar_clock_doubted", help, u64::from(status.clock.doubted))?;
+        let help = "1 when the newest block has an earlier one's time because the clock was doubted";
+        page.gauge("samovar_clock_held", help, u64::from(status.clock.held))
     }
 
     fn raft(&self, page: &mut Page) -> Result {
@@ -81,6 +88,7 @@ impl Reported {
             ("decode", apply.decode_ns),
             ("transactions", apply.transactions_ns),
             ("state_map", apply.state_map_ns),
+            ("archive", apply.archive_ns),
             ("rows", apply.rows_ns),
         ];
         let stages = stages.map(|(stage, ns)| (stage, Duration::from_nanos(ns).as_secs_f64()));
@@ -108,8 +116,22 @@ impl Reported {
         }
         page.gauge("samovar_store_size_bytes", "Space the store takes on disk", status.store_bytes)?;
         page.gauge("samovar_raft_log_size_bytes", "Space of the raft log's files", status.raft_log.segment_bytes)?;
-        let help = "Space that store, salts, state map and raft log take on disk";
-        page.gauge("samovar_data_bytes", help, status.data_bytes)
+        let help = "Space that store, archive, salts, state map and raft log take on disk";
+        page.gauge("samovar_data_bytes", help, status.data_bytes)?;
+        let help = "Damaged stores that were set aside and not removed";
+        page.gauge("samovar_store_set_aside", help, status.stores_set_aside.len() as u64)
+    }
+
+    fn archive(&self, page: &mut Page) -> Result {
+        let archive = &self.status.archive;
+        page.gauge("samovar_archive_size_bytes", "Space the archive takes on disk", archive.bytes)?;
+        page.counter("samovar_archive_scrubbed_bytes", "Bytes of the archive read again", archive.scrubbed_bytes)?;
+        let help = "Damaged segments of the archive found";
+        page.counter("samovar_archive_damaged_segments", help, archive.damaged_segments)?;
+        let help = "Segments of the archive made again from the store";
+        page.counter("samovar_archive_repaired_segments", help, archive.repaired_segments)?;
+        let help = "When the archive was last read again as a whole, since 1970; 0: not since the start";
+        page.gauge("samovar_archive_scrub_passed_seconds", help, seconds_of_ms(archive.scrub_passed_ms))
     }
 
     fn host(&self, page: &mut Page) -> Result {

@@ -6,16 +6,19 @@ use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::command::{Committed, Idempotency};
+use crate::command::{Committed, Idempotency, Operation};
 use crate::disk::sim::{CrashPoint, SimDisk};
-use crate::store::{Engine, MemoryRows};
+use crate::store::MemoryRows;
 use crate::view::Found;
+
+mod snapshot;
 
 /// How long a client waits for an answer, in virtual time.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,6 +29,19 @@ struct Machine {
     disk: SimDisk,
     rows: Arc<MemoryRows>,
 }
+
+/// What a machine can lose and make again from the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Nothing,
+    StateMap,
+    Store,
+    Archive,
+    /// Every call of the store finds damage.
+    SoundnessOfStore,
+}
+
+const LOSSES: [Loss; 5] = [Loss::Nothing, Loss::StateMap, Loss::Store, Loss::Archive, Loss::SoundnessOfStore];
 
 /// What clients know: for each key the last acknowledged state, and what is in doubt.
 #[derive(Default)]
@@ -48,7 +64,26 @@ impl Machine {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let config = Config { reserve_bytes: 0, ..Config::new(DATA) };
         let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
-        Node::start_on(disk, config, identity, keys, Rows::over(Engine::Memory(Arc::clone(&self.rows)))).await
+        Node::start_on(disk, config, identity, keys, Shelf::Memory(Arc::clone(&self.rows))).await
+    }
+
+    fn lose(&self, loss: Loss) {
+        match loss {
+            Loss::Nothing => {}
+            Loss::StateMap => self.remove("state-map"),
+            Loss::Store => self.rows.lose(),
+            Loss::Archive => self.remove("archive"),
+            Loss::SoundnessOfStore => self.rows.break_all(),
+        }
+    }
+
+    /// Removes what lies under a name in the data directory, durably.
+    fn remove(&self, name: &str) {
+        let path = Config::new(DATA).data.join(name);
+        for file in self.disk.files().iter().filter(|file| file.starts_with(&path)) {
+            self.disk.remove(file).unwrap();
+            self.disk.sync_directory(file.parent().unwrap()).unwrap();
+        }
     }
 
     fn crash(&self, rng: &mut StdRng) {
@@ -192,14 +227,21 @@ fn cut_at(cut: Option<(u64, CrashPoint)>) -> u64 {
     });
     let operations = machine.disk.durable_operations();
     machine.crash(&mut rng);
-    // Once as it is, once with everything derived gone.
-    for derived in [true, false] {
-        if !derived {
-            machine.disk.remove(&Config::new(DATA).data.join("state-map")).unwrap();
-        }
+    let mut before = None;
+    // What is lost alternates, to save time: each point is cut twice.
+    let losses = match cut {
+        Some((_, CrashPoint::Before)) => [Loss::Nothing, Loss::StateMap, Loss::Store],
+        Some((_, CrashPoint::After)) => [Loss::Nothing, Loss::Archive, Loss::SoundnessOfStore],
+        None => [Loss::Store, Loss::Archive, Loss::Store],
+    };
+    for lost in losses {
+        machine.lose(lost);
         simulate(SEED + 1, async {
-            let node = machine.start().await.unwrap_or_else(|e| panic!("cut at {cut:?}, derived {derived}: {e}"));
-            known.check(&node).await.unwrap_or_else(|e| panic!("cut at {cut:?}, derived {derived}: {e}"));
+            let node = machine.start().await.unwrap_or_else(|e| panic!("cut at {cut:?}, lost {lost:?}: {e}"));
+            known.check(&node).await.unwrap_or_else(|e| panic!("cut at {cut:?}, lost {lost:?}: {e}"));
+            let head = node.inner.ledger.chain().head.clone();
+            let roots = (head.height, head.block_hash, head.state_root, head.outcomes);
+            assert_eq!(*before.get_or_insert(roots), roots, "cut at {cut:?}, lost {lost:?}: another chain than before");
             node.stop().await;
         });
     }
@@ -237,15 +279,106 @@ fn lives(seed: u64) -> u64 {
             }
         });
         machine.crash(&mut rng);
+        let lost = LOSSES[rng.gen_range(0..LOSSES.len())];
+        machine.lose(lost);
         simulate(seed.wrapping_add(life), async {
-            let node = machine.start().await.unwrap_or_else(|e| panic!("seed {seed}, life {life}: {e}"));
-            known.check(&node).await.unwrap_or_else(|e| panic!("seed {seed}, life {life}: {e}"));
+            let node = machine.start().await.unwrap_or_else(|e| panic!("seed {seed}, life {life}, lost {lost:?}: {e}"));
+            known.check(&node).await.unwrap_or_else(|e| panic!("seed {seed}, life {life}, lost {lost:?}: {e}"));
             let head = *node.head().borrow();
             (head.height, head.size, node.checkpoint()).hash(&mut seen);
         });
         machine.crash(&mut rng);
     }
     seen.finish()
+}
+
+#[test]
+fn without_store_and_archive_a_node_refuses_and_says_what_to_do() {
+    const SEED: u64 = 5;
+    let machine = Machine::new(SEED);
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let (mut known, mut serial) = (Known::default(), 0);
+    simulate(SEED, async {
+        let node = machine.start().await.unwrap();
+        known.write(&node, &mut rng, &mut serial, 40).await;
+        node.stop().await;
+    });
+    machine.lose(Loss::Store);
+    machine.lose(Loss::Archive);
+    for _ in 0..2 {
+        simulate(SEED, async {
+            let error = machine.start().await.err().expect("neither store nor archive, and it started").to_string();
+            for words in ["store and archive", "raft log", "restore a backup"] {
+                assert!(error.contains(words), "expected {words:?} in: {error}");
+            }
+        });
+    }
+}
+
+/// A store that fails while the node runs ends the node; the next start rebuilds it, and does so once.
+#[test]
+fn a_store_found_damaged_at_work_is_rebuilt_at_the_next_start() {
+    const SEED: u64 = 6;
+    let machine = Machine::new(SEED);
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let (mut known, mut serial) = (Known::default(), 0);
+    for by in ["a read", "a write"] {
+        simulate(SEED, async {
+            let node = machine.start().await.unwrap();
+            known.write(&node, &mut rng, &mut serial, 20).await;
+            machine.rows.break_all();
+            if by == "a read" {
+                node.record(0).await.expect_err("every row is damaged");
+            } else {
+                known.write(&node, &mut rng, &mut serial, 1).await;
+            }
+            let failed = rt::timeout(PATIENCE, node.failure()).await;
+            failed.unwrap_or_else(|_| panic!("{by} found damage, and the node did not end"));
+        });
+        let suspect = Config::new(DATA).data.join("store.suspect");
+        assert!(
+            machine.disk.contents(&suspect).is_some(),
+            "{by} found damage, and there is no note for the next start"
+        );
+        machine.crash(&mut rng);
+        simulate(SEED, async {
+            let node = machine.start().await.unwrap();
+            known.check(&node).await.unwrap_or_else(|e| panic!("after {by} found damage: {e}"));
+            assert!(machine.disk.contents(&suspect).is_none(), "the note must go when it is heeded");
+            node.stop().await;
+        });
+    }
+}
+
+/// The scrub finds a damaged segment of the archive on a running node and makes it again; then the store can be lost.
+#[test]
+fn a_damaged_archive_is_mended_from_the_store() {
+    const SEED: u64 = 7;
+    let machine = Machine::new(SEED);
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let (mut known, mut serial) = (Known::default(), 0);
+    simulate(SEED, async {
+        let node = machine.start().await.unwrap();
+        known.write(&node, &mut rng, &mut serial, 60).await;
+        let directory = Config::new(DATA).data.join("archive");
+        let files = machine.disk.files().into_iter().filter(|file| file.starts_with(&directory)).collect::<Vec<_>>();
+        assert!(files.len() > 3, "expected several segments: {files:?}");
+        for file in &files[1..] {
+            assert!(machine.disk.flip_bit(file, 8 * 5000), "{}", file.display());
+        }
+        rt::sleep(Duration::from_secs(3600)).await;
+        let status = node.status().archive;
+        let segments = files.len() as u64 - 1;
+        assert_eq!((status.damaged_segments, status.repaired_segments), (segments, segments), "{status:?}");
+        assert!(status.scrub_passed_ms > 0 && status.scrubbed_bytes > 0, "{status:?}");
+        node.stop().await;
+    });
+    machine.lose(Loss::Store);
+    simulate(SEED, async {
+        let node = machine.start().await.unwrap();
+        known.check(&node).await.unwrap();
+        node.stop().await;
+    });
 }
 
 #[test]
@@ -265,3 +398,5 @@ fn random_lives_lose_nothing_and_repeat_from_their_seed() {
         }
     }
 }
+
+mod clock;

@@ -113,9 +113,9 @@ fn take_row(
         return Ok(());
     }
     if expected.is_some_and(|e| e != index) {
-        return Err(Error::Corrupt(format!("the chain log has a gap before entry {index}")));
+        return Err(Error::DamagedStore(format!("the chain log has a gap before entry {index}")));
     }
-    let entries = decode(value).ok_or_else(|| Error::Corrupt(format!("the row of entry {index} is damaged")))?;
+    let entries = decode(value).ok_or_else(|| Error::DamagedStore(format!("the row of entry {index} is damaged")))?;
     *expected = Some(index + entries.len() as u64);
     found.extend(entries.into_iter().zip(index..).filter(|(_, i)| *i >= first).map(|(e, _)| e));
     Ok(())
@@ -124,7 +124,7 @@ fn take_row(
 fn split_key(key: &[u8]) -> Result<(u64, u16), Error> {
     let index = key.first_chunk::<8>().map(|b| u64::from_be_bytes(*b));
     let piece = key.last_chunk::<2>().map(|b| u16::from_be_bytes(*b));
-    index.zip(piece).ok_or_else(|| Error::Corrupt("a row key of the chain log is damaged".into()))
+    index.zip(piece).ok_or_else(|| Error::DamagedStore("a row key of the chain log is damaged".into()))
 }
 
 fn decode(row: &[u8]) -> Option<Vec<Stored>> {
@@ -147,7 +147,7 @@ fn decode(row: &[u8]) -> Option<Vec<Stored>> {
 
 /// One entry.
 pub(crate) fn one(rows: &Rows, index: u64) -> Result<Stored, Error> {
-    let missing = || Error::Corrupt(format!("entry {index} is missing from the chain log"));
+    let missing = || Error::DamagedStore(format!("entry {index} is missing from the chain log"));
     let (key, value) = rows.at_or_before(Tree::Entries, &row_key(index, 0))?.ok_or_else(missing)?;
     let (first, _) = split_key(&key)?;
     if value.first() == Some(&BUNDLE) {

@@ -151,7 +151,7 @@ fn encode(names: &[String], start: usize) -> (Vec<u8>, usize) {
 }
 
 fn decode(mut row: &[u8]) -> Result<Vec<String>, Error> {
-    let damaged = || Error::Corrupt("a row of key names is damaged".into());
+    let damaged = || Error::DamagedStore("a row of key names is damaged".into());
     let mut names: Vec<String> = Vec::new();
     let mut previous: Vec<u8> = Vec::new();
     while !row.is_empty() {

@@ -16,9 +16,14 @@ pub(crate) const OUTCOMES_MAX: u64 = 1_000_000;
 pub(crate) const OUTCOME_AGE_MS: u64 = 24 * 3600 * 1000;
 /// Most outcomes dropped by one block, beyond as many as it adds.
 const DROPPED_PER_BLOCK: usize = 64;
+/// Outcomes read at a time.
+const PAGE_OUTCOMES: usize = 512;
 
 /// Names a request: SHA-256 over its kind, author and key, cut to 16 bytes.
 pub(crate) type RequestKey = [u8; 16];
+
+/// An outcome as it lies in the store: the request, and its row.
+pub(crate) type OutcomeRow = (RequestKey, Vec<u8>);
 
 /// An outcome kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +39,7 @@ pub(crate) struct Kept {
 }
 
 /// The range of sequences in use: `first..next`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Span {
     pub first: u64,
     pub next: u64,
@@ -63,18 +68,73 @@ pub(crate) fn get(rows: &Rows, key: &RequestKey) -> Result<Option<Kept>, Error> 
 }
 
 fn decode(row: &[u8]) -> Result<Kept, Error> {
-    postcard::from_bytes(row).map_err(|e| Error::Corrupt(format!("an idempotency record is damaged: {e}")))
+    postcard::from_bytes(row).map_err(|e| Error::DamagedStore(format!("an idempotency record is damaged: {e}")))
 }
 
-/// Adds an outcome to a batch; moves the span.
-pub(crate) fn put(batch: &mut Batch, span: &mut Span, key: &RequestKey, kept: &Kept) {
+/// Adds an outcome to a batch; returns its row.
+pub(crate) fn put(batch: &mut Batch, key: &RequestKey, kept: &Kept) -> Vec<u8> {
     // postcard cannot fail on this type: every sequence has a known length.
     let row = postcard::to_stdvec(kept).unwrap_or_default();
-    batch.put(Tree::Outcomes, key, row);
+    batch.put(Tree::Outcomes, key, row.clone());
     let mut place = key.to_vec();
     place.extend_from_slice(&kept.time_ms.to_be_bytes());
     batch.put(Tree::OutcomeQueue, &kept.sequence.to_be_bytes(), place);
-    span.next = kept.sequence + 1;
+    row
+}
+
+/// Adds an outcome to a batch that is known by its row.
+pub(crate) fn put_row(batch: &mut Batch, key: &RequestKey, row: &[u8]) -> Result<(), Error> {
+    put(batch, key, &decode(row)?);
+    Ok(())
+}
+
+/// Outcomes with their rows in order of age, those from sequence `from` on and below `to`, as many as make a page; and
+/// where the next page begins.
+pub(crate) fn page(rows: &Rows, from: u64, to: u64) -> Result<(Vec<OutcomeRow>, u64), Error> {
+    let (mut found, mut next) = (Vec::new(), from);
+    for (sequence, place) in rows.from(Tree::OutcomeQueue, &from.to_be_bytes(), PAGE_OUTCOMES)? {
+        let (number, key, _) = queued(&sequence, &place)?;
+        if number >= to {
+            return Ok((found, to));
+        }
+        if let Some(row) = rows.get(Tree::Outcomes, &key)? {
+            found.push((key, row));
+        }
+        next = number + 1;
+    }
+    Ok((found, if next == from { to } else { next }))
+}
+
+/// Removes what is queued from sequence `from` on and below `to`.
+pub(crate) fn forget(rows: &Rows, mut from: u64, to: u64) -> Result<(), Error> {
+    while from < to {
+        let mut batch = Batch::default();
+        let page = rows.from(Tree::OutcomeQueue, &from.to_be_bytes(), PAGE_OUTCOMES)?;
+        from = if page.len() < PAGE_OUTCOMES { to } else { from };
+        for (sequence, place) in page {
+            let (number, key, _) = queued(&sequence, &place)?;
+            if number >= to {
+                from = to;
+                break;
+            }
+            batch.remove(Tree::OutcomeQueue, &sequence);
+            batch.remove(Tree::Outcomes, &key);
+            from = from.max(number + 1);
+        }
+        if batch.len() > 0 {
+            rows.commit(batch)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a row of the queue says: sequence, key, and time in milliseconds.
+fn queued(sequence: &[u8], place: &[u8]) -> Result<(u64, RequestKey, u64), Error> {
+    let parts = || {
+        let (key, time) = place.split_first_chunk::<16>()?;
+        Some((u64::from_be_bytes(*sequence.first_chunk()?), *key, u64::from_be_bytes(*time.first_chunk()?)))
+    };
+    parts().ok_or_else(|| Error::DamagedStore("the queue of idempotency records is damaged".into()))
 }
 
 /// Drops what is too old or too much, oldest first, a bounded number per block.
@@ -84,16 +144,12 @@ pub(crate) fn evict(rows: &Rows, batch: &mut Batch, span: &mut Span, added: usiz
         return Ok(());
     }
     for (sequence, place) in rows.from(Tree::OutcomeQueue, &span.first.to_be_bytes(), limit)? {
-        let (Some((key, time)), Some(number)) = (place.split_first_chunk::<16>(), sequence.first_chunk::<8>()) else {
-            return Err(Error::Corrupt("the queue of idempotency records is damaged".into()));
-        };
-        let time_ms = time.first_chunk::<8>().map_or(0, |t| u64::from_be_bytes(*t));
-        let number = u64::from_be_bytes(*number);
+        let (number, key, time_ms) = queued(&sequence, &place)?;
         if span.next - number <= OUTCOMES_MAX && now_ms.saturating_sub(time_ms) <= OUTCOME_AGE_MS {
             break;
         }
         batch.remove(Tree::OutcomeQueue, &sequence);
-        batch.remove(Tree::Outcomes, key);
+        batch.remove(Tree::Outcomes, &key);
         span.first = number + 1;
     }
     Ok(())

@@ -99,7 +99,7 @@ fn decode(row: &[u8]) -> Option<Vec<Stored>> {
 
 /// The row that holds a slot: its first slot, its values (one, when it is large), how many pieces it has.
 fn row_of(rows: &Rows, slot: u64) -> Result<(u64, Vec<Stored>, u16), Error> {
-    let missing = || Error::Corrupt(format!("the value in slot {slot} is missing or damaged"));
+    let missing = || Error::DamagedStore(format!("the value in slot {slot} is missing or damaged"));
     let (key, value) = rows.at_or_before(Tree::Values, &row_key(slot, 0))?.ok_or_else(missing)?;
     let (first, piece) = key.split_first_chunk::<8>().ok_or_else(missing)?;
     let first = u64::from_be_bytes(*first);
@@ -134,9 +134,27 @@ pub(crate) fn one(rows: &Rows, slot: u64) -> Result<Stored, Error> {
     let (first, mut values, _) = row_of(rows, slot)?;
     let position = usize::try_from(slot - first).unwrap_or(usize::MAX);
     if position >= values.len() {
-        return Err(Error::Corrupt(format!("the value in slot {slot} is missing")));
+        return Err(Error::DamagedStore(format!("the value in slot {slot} is missing")));
     }
     Ok(values.swap_remove(position))
+}
+
+/// What is stored in the slots from `first` on and below `end`.
+pub(crate) fn from(rows: &Rows, first: u64, end: u64) -> Result<Vec<Stored>, Error> {
+    let mut found = Vec::new();
+    let mut slot = first;
+    while slot < end {
+        let (start, values, _) = row_of(rows, slot)?;
+        let skipped = usize::try_from(slot - start).unwrap_or(usize::MAX);
+        let room = usize::try_from(end - slot).unwrap_or(usize::MAX);
+        let before = found.len();
+        found.extend(values.into_iter().skip(skipped).take(room));
+        if found.len() == before {
+            return Err(Error::DamagedStore(format!("the value in slot {slot} is missing")));
+        }
+        slot += (found.len() - before) as u64;
+    }
+    Ok(found)
 }
 
 /// Adds to a batch what makes values erased ones: slot → index of the entry that says so. One call per batch, since
@@ -156,7 +174,7 @@ pub(crate) fn erase(rows: &Rows, batch: &mut Batch, slots: &BTreeMap<u64, u64>) 
             open = Some((first, values));
         }
         let value = open.as_mut().and_then(|(first, values)| values.get_mut(usize::try_from(slot - *first).ok()?));
-        *value.ok_or_else(|| Error::Corrupt(format!("the value in slot {slot} is missing")))? =
+        *value.ok_or_else(|| Error::DamagedStore(format!("the value in slot {slot} is missing")))? =
             Stored::Erased(erased_by);
     }
     if let Some((first, values)) = open {

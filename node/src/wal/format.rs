@@ -1,128 +1,29 @@
-//! The bytes of a segment: its header, its frames, and the records in a frame. Pure; all integers are little-endian.
+//! What the raft log writes into the frames of its segments ([`crate::segment`]): records. Pure; all integers are
+//! little-endian.
 //!
 //! ```text
-//! segment header, at 0            frame, at a multiple of 512       records in a payload, each a kind byte and
-//!   0  "SAMOVWAL"                   0  "SWF1"                         1 vote       term u64, node u64, committed u8
-//!   8  version u32 = 1              4  payload length u32             2 entry      id, length u32, checksum u32, payload
-//!  12  number u64                   8  checksum u32                   3 truncate   index u64
-//!  20  nonce u64                   12  checksum of the previous u32   4 committed  id
-//!  28  capacity u64                16  sequence number u64            5 purged     id, first segment needed u64
-//!  36  crc32 of the above          24  durable up to u64              6 base       id
-//!      zeros up to 4096            32  payload, zeros up to 512       7 moved      as entry
-//!                                                                   id = term u64, node u64, index u64
+//! records in a payload, each a kind byte and
+//!   1 vote       term u64, node u64, committed u8
+//!   2 entry      id, length u32, checksum u32, payload
+//!   3 truncate   index u64
+//!   4 committed  id
+//!   5 purged     id, first segment needed u64
+//!   6 base       id
+//!   7 moved      as entry
+//! id = term u64, node u64, index u64
 //! ```
-//!
-//! The checksum of a frame covers nonce, segment number, the rest of its header and its payload. The nonce is drawn when
-//! the log is made and never leaves the node, so bytes that a client stores cannot pass for a frame, nor can a segment of
-//! another node. Frames begin at sectors of their own: a sector once durable is never written again.
 
 use bytes::Bytes;
 
 use super::{EntryId, Vote};
+use crate::segment::{Cursor, FrameBuilder};
 
-/// Where the first frame of a segment begins, in bytes.
-pub(super) const FIRST_FRAME: u64 = 4096;
-/// Frames begin at multiples of this, in bytes.
-pub(super) const ALIGNMENT: u64 = 512;
-/// Length of a frame's header, in bytes.
-pub(super) const FRAME_HEADER_BYTES: usize = 32;
 /// What an entry takes besides its payload, in bytes.
 pub(super) const ENTRY_HEADER_BYTES: usize = 1 + ID_BYTES + 8;
 
 const ID_BYTES: usize = 24;
-const SEGMENT_HEADER_BYTES: usize = 40;
-const SEGMENT_MAGIC: &[u8; 8] = b"SAMOVWAL";
-const FRAME_MAGIC: &[u8; 4] = b"SWF1";
-const VERSION: u32 = 1;
-
-/// The header of a segment file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SegmentHeader {
-    /// Number of the segment, also its name.
-    pub(super) number: u64,
-    /// Random, one for the whole log.
-    pub(super) nonce: u64,
-    /// Length of the file, in bytes.
-    pub(super) capacity: u64,
-}
-
-impl SegmentHeader {
-    pub(super) fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
-        let mut bytes = [0; SEGMENT_HEADER_BYTES];
-        bytes[..8].copy_from_slice(SEGMENT_MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[12..20].copy_from_slice(&self.number.to_le_bytes());
-        bytes[20..28].copy_from_slice(&self.nonce.to_le_bytes());
-        bytes[28..36].copy_from_slice(&self.capacity.to_le_bytes());
-        let checksum = crc32fast::hash(&bytes[..36]);
-        bytes[36..].copy_from_slice(&checksum.to_le_bytes());
-        bytes
-    }
-
-    /// `None`: these are not the bytes of a header of this version.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut at = Cursor(bytes.get(..SEGMENT_HEADER_BYTES)?);
-        let known = at.array::<8>()? == *SEGMENT_MAGIC && at.u32()? == VERSION;
-        let header = Self { number: at.u64()?, nonce: at.u64()?, capacity: at.u64()? };
-        (known && at.u32()? == crc32fast::hash(&bytes[..36])).then_some(header)
-    }
-}
-
-/// What the header of a frame says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FrameHeader {
-    /// Counts frames over all segments, from 1.
-    pub(super) sequence: u64,
-    /// Highest sequence number that was durable when this frame was written.
-    pub(super) durable: u64,
-    /// Checksum of the frame before, over segments; 0 before the first.
-    pub(super) previous: u32,
-}
-
-/// A frame that was read and found whole.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Frame<'a> {
-    pub(super) header: FrameHeader,
-    pub(super) checksum: u32,
-    pub(super) payload: &'a [u8],
-}
-
-impl<'a> Frame<'a> {
-    /// Reads the frame at the beginning of `bytes`; `None`: there is no whole frame.
-    pub(super) fn decode(segment: &SegmentHeader, bytes: &'a [u8]) -> Option<Self> {
-        let mut at = Cursor(bytes.get(..FRAME_HEADER_BYTES)?);
-        if at.array::<4>()? != *FRAME_MAGIC {
-            return None;
-        }
-        let length = at.u32()?;
-        let checksum = at.u32()?;
-        let header = FrameHeader { previous: at.u32()?, sequence: at.u64()?, durable: at.u64()? };
-        let payload = bytes[FRAME_HEADER_BYTES..].get(..usize::try_from(length).ok()?)?;
-        (frame_checksum(segment, &header, payload) == checksum).then_some(Self { header, checksum, payload })
-    }
-
-    /// Bytes that the frame takes in its segment, with the zeros behind it.
-    pub(super) fn span(&self) -> u64 {
-        frame_span(self.payload.len())
-    }
-}
-
-/// Bytes that a frame with a payload of this length takes in its segment.
-pub(super) fn frame_span(payload_bytes: usize) -> u64 {
-    ((FRAME_HEADER_BYTES + payload_bytes) as u64).next_multiple_of(ALIGNMENT)
-}
-
-fn frame_checksum(segment: &SegmentHeader, header: &FrameHeader, payload: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&segment.nonce.to_le_bytes());
-    hasher.update(&segment.number.to_le_bytes());
-    hasher.update(&header.previous.to_le_bytes());
-    hasher.update(&header.sequence.to_le_bytes());
-    hasher.update(&header.durable.to_le_bytes());
-    hasher.update(&(payload.len() as u64).to_le_bytes());
-    hasher.update(payload);
-    hasher.finalize()
-}
+/// Marks the segments of a raft log.
+pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"SAMOVWAL";
 
 /// Checksum of one entry, so that it can be read back without its frame.
 pub(super) fn entry_checksum(nonce: u64, id: &EntryId, payload: &[u8]) -> u32 {
@@ -133,50 +34,12 @@ pub(super) fn entry_checksum(nonce: u64, id: &EntryId, payload: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// A frame being filled with records.
-#[derive(Debug, Default)]
-pub(super) struct FrameBuilder {
-    bytes: Vec<u8>,
-}
-
-impl FrameBuilder {
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes.len() <= FRAME_HEADER_BYTES
-    }
-
-    pub(super) fn payload_bytes(&self) -> usize {
-        self.bytes.len().saturating_sub(FRAME_HEADER_BYTES)
-    }
-
-    /// Appends a record; answers its offset in the frame.
-    pub(super) fn push(&mut self, record: &Record, nonce: u64) -> usize {
-        if self.bytes.is_empty() {
-            self.bytes.resize(FRAME_HEADER_BYTES, 0);
-        }
-        let offset = self.bytes.len();
-        record.encode(nonce, &mut self.bytes);
-        offset
-    }
-
-    /// Completes the frame: its checksum and its bytes, padded to the alignment. The builder keeps its buffer.
-    pub(super) fn seal(&mut self, segment: &SegmentHeader, header: &FrameHeader) -> (u32, &[u8]) {
-        let checksum = frame_checksum(segment, header, &self.bytes[FRAME_HEADER_BYTES..]);
-        // A payload is no longer than its segment, and a segment's capacity is checked to fit 32 bits.
-        let length = u32::try_from(self.payload_bytes()).unwrap_or(u32::MAX);
-        self.bytes[..4].copy_from_slice(FRAME_MAGIC);
-        self.bytes[4..8].copy_from_slice(&length.to_le_bytes());
-        self.bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
-        self.bytes[12..16].copy_from_slice(&header.previous.to_le_bytes());
-        self.bytes[16..24].copy_from_slice(&header.sequence.to_le_bytes());
-        self.bytes[24..32].copy_from_slice(&header.durable.to_le_bytes());
-        let padded = self.bytes.len().next_multiple_of(usize::try_from(ALIGNMENT).unwrap_or(1));
-        self.bytes.resize(padded, 0);
-        (checksum, &self.bytes)
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.bytes.clear();
-    }
+/// Appends a record to a frame; answers its offset in the frame.
+pub(super) fn push(frame: &mut FrameBuilder, record: &Record, nonce: u64) -> usize {
+    let bytes = frame.bytes();
+    let offset = bytes.len();
+    record.encode(nonce, bytes);
+    offset
 }
 
 /// One record of a frame.
@@ -285,15 +148,15 @@ fn decode_record(at: &mut Cursor) -> Option<Record> {
             }
         }
         kind @ (2 | 7) => {
-            let id = at.id()?;
+            let id = read_id(at)?;
             let length = usize::try_from(at.u32()?).ok()?;
             at.u32()?;
             Record::Entry { id, payload: Bytes::copy_from_slice(at.take(length)?), moved: kind == 7 }
         }
         3 => Record::Truncate(at.u64()?),
-        4 => Record::Committed(at.id()?),
-        5 => Record::Purged { mark: at.id()?, first_segment: at.u64()? },
-        6 => Record::Base(at.id()?),
+        4 => Record::Committed(read_id(at)?),
+        5 => Record::Purged { mark: read_id(at)?, first_segment: at.u64()? },
+        6 => Record::Base(read_id(at)?),
         _ => return None,
     })
 }
@@ -306,35 +169,14 @@ fn encode_id(id: &EntryId) -> [u8; ID_BYTES] {
     bytes
 }
 
-struct Cursor<'a>(&'a [u8]);
-
-impl<'a> Cursor<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.take(N)?.try_into().ok()
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn id(&mut self) -> Option<EntryId> {
-        Some(EntryId { term: self.u64()?, node: self.u64()?, index: self.u64()? })
-    }
+fn read_id(at: &mut Cursor) -> Option<EntryId> {
+    Some(EntryId { term: at.u64()?, node: at.u64()?, index: at.u64()? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segment::{FRAME_HEADER_BYTES, Frame, FrameHeader, SegmentHeader};
 
     const SEGMENT: SegmentHeader = SegmentHeader { number: 3, nonce: 0x0102_0304_0506_0708, capacity: 16 << 20 };
     const ID: EntryId = EntryId { term: 2, node: 7, index: 41 };
@@ -354,7 +196,7 @@ mod tests {
     fn frame() -> Vec<u8> {
         let mut builder = FrameBuilder::default();
         for record in one_of_each() {
-            builder.push(&record, SEGMENT.nonce);
+            push(&mut builder, &record, SEGMENT.nonce);
         }
         builder.seal(&SEGMENT, &FrameHeader { sequence: 9, durable: 8, previous: 0xdead_beef }).1.to_vec()
     }
@@ -363,11 +205,11 @@ mod tests {
         bytes.iter().map(|b| format!("{b:02x}")).collect()
     }
 
-    /// The expected bytes were computed from the table at the top of this file by another program.
+    /// The expected bytes were computed from the tables at the top of this file and of `segment.rs` by another program.
     #[test]
     fn the_bytes_on_disk_stay_what_they_are() {
         assert_eq!(
-            hex(&SEGMENT.encode()),
+            hex(&SEGMENT.encode(SEGMENT_MAGIC)),
             "53414d4f5657414c01000000030000000000000008070605040302010000000100000000fe4e6eb6"
         );
         let frame = frame();
@@ -388,7 +230,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        assert_eq!(SegmentHeader::decode(&SEGMENT.encode()), Some(SEGMENT));
+        assert_eq!(SegmentHeader::decode(SEGMENT_MAGIC, &SEGMENT.encode(SEGMENT_MAGIC)), Some(SEGMENT));
         let bytes = frame();
         let read = Frame::decode(&SEGMENT, &bytes).expect("a whole frame");
         assert_eq!((read.header.sequence, read.header.durable, read.header.previous), (9, 8, 0xdead_beef));
@@ -399,11 +241,11 @@ mod tests {
 
     #[test]
     fn every_changed_bit_is_seen() {
-        let header = SEGMENT.encode();
+        let header = SEGMENT.encode(SEGMENT_MAGIC);
         for bit in 0..header.len() * 8 {
             let mut bytes = header;
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(SegmentHeader::decode(&bytes), None, "bit {bit} of the segment header");
+            assert_eq!(SegmentHeader::decode(SEGMENT_MAGIC, &bytes), None, "bit {bit} of the segment header");
         }
         let good = frame();
         let used = FRAME_HEADER_BYTES + one_of_each().iter().map(Record::encoded_bytes).sum::<usize>();

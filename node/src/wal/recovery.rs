@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use super::format::{self, ALIGNMENT, FIRST_FRAME, Frame, Record, SegmentHeader};
+use super::format::{self, Record, SEGMENT_MAGIC};
 use super::index::{Index, Place, Slot};
 use super::stats::Counters;
 use super::writer::{Location, Marks, Position, Segment, Writer};
 use super::{Config, EntryId, HOW_TO_REPAIR};
 use crate::error::Error;
 use crate::rt;
+use crate::segment::{ALIGNMENT, FIRST_FRAME, FRAME_HEADER_BYTES, Frame, SegmentHeader};
 
 /// A log that was opened.
 pub(super) struct Opened {
@@ -130,7 +131,7 @@ impl Replay {
         bytes.truncate(read);
         let frames = bytes.get(first_frame()..).unwrap_or_default();
         let used = frames.iter().any(|byte| *byte != 0);
-        let Some(header) = SegmentHeader::decode(&bytes) else {
+        let Some(header) = SegmentHeader::decode(SEGMENT_MAGIC, &bytes) else {
             if used {
                 return Err(self.damaged(number, 0, "the header is damaged"));
             }
@@ -203,7 +204,7 @@ impl Replay {
             let (at, record) = record.map_err(|at| {
                 self.damaged(number, offset + at as u64, "a frame holds what is no record of this version")
             })?;
-            let at = offset + (format::FRAME_HEADER_BYTES + at) as u64;
+            let at = offset + (FRAME_HEADER_BYTES + at) as u64;
             self.record(at, record)?;
         }
         Ok(())

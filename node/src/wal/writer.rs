@@ -5,12 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::format::{self, ENTRY_HEADER_BYTES, FIRST_FRAME, FrameBuilder, FrameHeader, Record, SegmentHeader};
+use super::format::{self, ENTRY_HEADER_BYTES, Record, SEGMENT_MAGIC};
 use super::index::{Index, Place};
 use super::stats::Counters;
 use super::{EntryId, Vote, lock};
 use crate::disk::{Disk, File};
 use crate::error::Error;
+use crate::segment::{FIRST_FRAME, FRAME_HEADER_BYTES, FrameBuilder, FrameHeader, SegmentHeader, frame_span};
 
 /// Most bytes that the state copied to the beginning of a segment takes.
 const STATE_BYTES_MAX: usize = 128;
@@ -18,7 +19,7 @@ const STATE_BYTES_MAX: usize = 128;
 /// Largest payload of an entry in segments of a size, in bytes.
 pub(super) fn entry_bytes_max(segment_bytes: u64) -> usize {
     let usable = usize::try_from(segment_bytes - FIRST_FRAME).unwrap_or(usize::MAX);
-    usable.saturating_sub(format::FRAME_HEADER_BYTES + STATE_BYTES_MAX + ENTRY_HEADER_BYTES)
+    usable.saturating_sub(FRAME_HEADER_BYTES + STATE_BYTES_MAX + ENTRY_HEADER_BYTES)
 }
 
 /// Where a log lies.
@@ -58,7 +59,7 @@ impl Location {
         file.allocate(header.capacity).map_err(|e| self.error("allocating", path, &e))?;
         file.sync().map_err(|e| self.error("syncing", path, &e))?;
         self.sync_names()?;
-        file.write_at(&header.encode(), 0).map_err(|e| self.error("writing", path, &e))?;
+        file.write_at(&header.encode(SEGMENT_MAGIC), 0).map_err(|e| self.error("writing", path, &e))?;
         file.sync().map_err(|e| self.error("syncing", path, &e))
     }
 
@@ -211,7 +212,7 @@ impl Writer {
 
     /// Adds a record to the frame at hand; goes on in the next segment when this one is full.
     pub(super) fn push(&mut self, record: &Record) -> Result<(), Error> {
-        let span = format::frame_span(self.frame.payload_bytes() + record.encoded_bytes());
+        let span = frame_span(self.frame.payload_bytes() + record.encoded_bytes());
         if self.offset + span > self.active.header.capacity {
             self.rotate()?;
         }
@@ -219,7 +220,7 @@ impl Writer {
         if let Record::Entry { id, .. } = record {
             self.active.holds(id.index);
         }
-        let offset = self.frame.push(record, self.nonce());
+        let offset = format::push(&mut self.frame, record, self.active.header.nonce);
         if let Record::Entry { id, payload, .. } = record {
             self.entries.push((*id, offset, format::entry_checksum(self.nonce(), id, payload)));
         }
@@ -305,7 +306,7 @@ impl Writer {
         let mut in_frame = self.frame.payload_bytes() + STATE_BYTES_MAX;
         for bytes in payload_bytes {
             in_frame += ENTRY_HEADER_BYTES + bytes;
-            if format::frame_span(in_frame) > left {
+            if frame_span(in_frame) > left {
                 segments += 1;
                 left = self.segment_bytes - FIRST_FRAME;
                 in_frame = STATE_BYTES_MAX + ENTRY_HEADER_BYTES + bytes;

@@ -6,11 +6,12 @@ use super::process::FIRST_THREAD;
 use super::report::{Table, median};
 
 /// Stages of apply, as `samovar_apply_seconds_total` names them, and what they are.
-const APPLY: [(&str, &str); 4] = [
+const APPLY: [(&str, &str); 5] = [
     ("decode", "decode the proposal"),
     ("transactions", "check, commit, encrypt, entry, Merkle hashes"),
     ("state_map", "state map and its root"),
-    ("rows", "salts and rows"),
+    ("archive", "salts and the frame of the archive"),
+    ("rows", "rows"),
 ];
 /// The thread of the listener.
 const FRONT: &str = FIRST_THREAD;

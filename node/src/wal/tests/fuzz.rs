@@ -2,7 +2,8 @@
 
 use samovar_fuzz::decoder;
 
-use crate::wal::format::{Frame, FrameBuilder, FrameHeader, Record, SegmentHeader, records};
+use crate::segment::{Frame, FrameBuilder, FrameHeader, SegmentHeader};
+use crate::wal::format::{Record, SEGMENT_MAGIC, push, records};
 use crate::wal::{EntryId, Vote};
 
 const SEGMENT: SegmentHeader = SegmentHeader { number: 7, nonce: 0x0123_4567_89ab_cdef, capacity: 8 << 10 };
@@ -24,7 +25,7 @@ fn some_records() -> Vec<Record> {
 fn frame(records: &[Record], header: &FrameHeader) -> Vec<u8> {
     let mut builder = FrameBuilder::default();
     for record in records {
-        builder.push(record, SEGMENT.nonce);
+        push(&mut builder, record, SEGMENT.nonce);
     }
     builder.seal(&SEGMENT, header).1.to_vec()
 }
@@ -68,9 +69,13 @@ fn raft_log_records() {
 
 #[test]
 fn segment_header() {
-    decoder("segment-header", &[SEGMENT.encode().to_vec()], |bytes| {
-        if let Some(header) = SegmentHeader::decode(bytes) {
-            assert_eq!(header.encode(), bytes[..SEGMENT.encode().len()], "a changed header passed its checksum");
+    decoder("segment-header", &[SEGMENT.encode(SEGMENT_MAGIC).to_vec()], |bytes| {
+        if let Some(header) = SegmentHeader::decode(SEGMENT_MAGIC, bytes) {
+            assert_eq!(
+                header.encode(SEGMENT_MAGIC),
+                bytes[..SEGMENT.encode(SEGMENT_MAGIC).len()],
+                "a changed header passed its checksum"
+            );
         }
     });
 }

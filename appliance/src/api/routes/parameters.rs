@@ -1,0 +1,33 @@
+//! Query parameters, by the names that the table of routes uses.
+
+use super::super::{Parameter, Takes};
+
+pub(super) const LIMIT: Parameter =
+    Parameter { name: "limit", takes: Takes::Number, doc: "Most rows, 1 to 1000; default 100." };
+pub(super) const CONSISTENCY: Parameter = Parameter {
+    name: "consistency",
+    takes: Takes::OneOf(&["linearizable", "stale"]),
+    doc: "`linearizable` (default): at least everything acknowledged before; `stale`: what this node has.",
+};
+pub(super) const AT: Parameter =
+    Parameter { name: "at", takes: Takes::Number, doc: "Height of the block as of which to read." };
+pub(super) const PREFIX: Parameter =
+    Parameter { name: "prefix", takes: Takes::Text, doc: "Only keys that begin with this." };
+pub(super) const AFTER_KEY: Parameter =
+    Parameter { name: "after", takes: Takes::Text, doc: "`next` of the page before." };
+pub(super) const AFTER_BLOCK: Parameter =
+    Parameter { name: "after", takes: Takes::Number, doc: "Height of a block; what comes after it is shown." };
+pub(super) const BEFORE: Parameter =
+    Parameter { name: "before", takes: Takes::Number, doc: "`next` of the page before." };
+pub(super) const WAIT: Parameter = Parameter {
+    name: "wait",
+    takes: Takes::OneOf(&["quorum"]),
+    doc: "Wait for a checkpoint that meets the policy and covers the entry.",
+};
+pub(super) const FOR: Parameter =
+    Parameter { name: "for", takes: Takes::OneOf(&["write"]), doc: "Also ask whether a write would find room." };
+pub(super) const OLD: Parameter = Parameter {
+    name: "old",
+    takes: Takes::OneOf(&["honoured", "refused"]),
+    doc: "What becomes of sessions: `honoured` (default), until they run out; `refused`, all end at once.",
+};

@@ -1,0 +1,161 @@
+//! What a node does beside answering: opening its parts, keeping what was applied durable, reading the archive again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{Config, Inner};
+use crate::archive::{Check, Mark, Progress};
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::identity::Identity;
+use crate::ledger::Ledger;
+use crate::raft::Consensus;
+use crate::rt;
+use crate::store::Shelf;
+
+/// How often free space is looked at, and whether anything must be made durable.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
+/// What has been applied is made durable in the store after this long, so that the raft log can be released.
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
+/// … or once so many keys wait in memory.
+const SYNC_WAITING_KEYS: usize = 16_384;
+/// A pass of the scrub begins so long after the start …
+const SCRUB_DELAY: Duration = Duration::from_secs(600);
+/// … and so long after the one before ended.
+const SCRUB_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Most bytes that the scrub reads in a second.
+const SCRUB_BYTES_PER_SECOND: u64 = 4 << 20;
+/// What it reads at a time, in bytes.
+const SCRUB_PIECE_BYTES: u64 = 1 << 20;
+
+/// How often a stop looks, a millisecond apart, whether all others have let go.
+const STOP_LOOKS: usize = 2_000;
+
+/// Opens ledger and raft log. A store that proves damaged only when the raft log is applied to it is given up then, once.
+pub(super) async fn open_ledger(
+    disk: &Arc<dyn Disk>,
+    config: &Config,
+    identity: &Identity,
+    shelf: Shelf,
+) -> Result<(Arc<Ledger>, Consensus), Error> {
+    let shelf = Arc::new(shelf);
+    let mut again = true;
+    loop {
+        let (opening, directory, shelf) = (Arc::clone(disk), config.data.clone(), Arc::clone(&shelf));
+        let opened = rt::blocking(move || Ledger::open(&opening, &directory, &shelf)).await;
+        let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
+        let log = config.data.join("raft");
+        match Consensus::start(disk, &log, identity.node, Arc::clone(&ledger), identity.begun).await {
+            Err(error @ Error::DamagedStore(_)) if again => {
+                ledger.suspicion.note_if_damaged(&error);
+                let_go(&ledger, 1).await;
+                again = false;
+            }
+            started => return Ok((ledger, started?)),
+        }
+    }
+}
+
+/// Waits until openraft's tasks, which end some time after its shutdown, have let go of the ledger: whoever opens the data
+/// directory next must find it free.
+pub(super) async fn let_go(ledger: &Arc<Ledger>, owners: usize) {
+    for _ in 0..STOP_LOOKS {
+        if Arc::strong_count(ledger) <= owners {
+            return;
+        }
+        rt::sleep(Duration::from_millis(1)).await;
+    }
+    tracing::warn!("a task still holds the ledger after the stop");
+}
+
+/// Runs a task until the node stops.
+pub(super) async fn until(mut stopping: watch::Receiver<bool>, task: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+        () = task => {}
+    }
+}
+
+/// Says so when the Raft core ends by itself.
+pub(super) async fn watch_core(node: Arc<Inner>) {
+    let error = node.consensus.core_ended().await;
+    node.fail(error);
+}
+
+/// Looks after free space and durability.
+pub(super) async fn maintain(node: Arc<Inner>) {
+    let mut synced_size = 0;
+    let mut next_sync = rt::instant() + SYNC_INTERVAL;
+    loop {
+        rt::sleep(MAINTENANCE_INTERVAL).await;
+        node.look_at_space();
+        let (size, waiting) = {
+            let chain = node.ledger.chain();
+            (chain.head.size, chain.names.waiting())
+        };
+        // An erase: purge the raft log, which still has the value, and close its segment at once.
+        let erased = node.ledger.erased.swap(false, Relaxed);
+        let due = rt::instant() >= next_sync && size != synced_size;
+        let full = waiting >= SYNC_WAITING_KEYS || node.ledger.map.wants_flush().unwrap_or(true);
+        if !(erased || due || full) {
+            continue;
+        }
+        if let Err(error) = node.make_durable(false, erased).await {
+            node.fail(error);
+            return;
+        }
+        if erased && let Err(error) = node.ledger.staging.discard() {
+            tracing::error!(%error, "a snapshot that was being received may still hold the salt of an erased value");
+        }
+        synced_size = size;
+        next_sync = rt::instant() + SYNC_INTERVAL;
+    }
+}
+
+/// Reads the archive again, a pass a day, and has what is damaged made again from the store.
+pub(super) async fn scrub(node: Arc<Inner>) {
+    rt::sleep(SCRUB_DELAY).await;
+    loop {
+        let (mut after, mut from) = (0, Mark::default());
+        while let Some(check) = node.ledger.archive.check_after(after, from) {
+            after = check.number;
+            match scrub_segment(&node.ledger, check).await {
+                Ok(end) => from = end,
+                Err(error) => {
+                    tracing::error!(%error, "the archive could not be read again; the next pass tries once more");
+                    break;
+                }
+            }
+        }
+        node.ledger.archive.scrubbed.passed(rt::now_ms());
+        rt::sleep(SCRUB_INTERVAL).await;
+    }
+}
+
+/// Checks one segment, and mends it if need be; returns how far the ledger is after it.
+async fn scrub_segment(ledger: &Arc<Ledger>, mut check: Check) -> Result<Mark, Error> {
+    loop {
+        let ledger = Arc::clone(ledger);
+        let step = rt::blocking(move || {
+            let progress = check.advance(&ledger.archive, SCRUB_PIECE_BYTES)?;
+            if let Progress::Damaged(what) = &progress {
+                tracing::warn!("{what}: the segment is made again from the store");
+                let end = ledger.mend(&check)?;
+                return Ok((check, Progress::Whole(end)));
+            }
+            Ok::<_, Error>((check, progress))
+        });
+        let step = step.await.map_err(|e| Error::Unavailable(format!("the scrub was given up: {e}")))?;
+        let (next, progress) = step?;
+        check = next;
+        match progress {
+            Progress::Read(bytes) => rt::sleep(Duration::from_micros(bytes * 1_000_000 / SCRUB_BYTES_PER_SECOND)).await,
+            Progress::Whole(end) => return Ok(end),
+            Progress::Damaged(what) => return Err(Error::Corrupt(what)),
+        }
+    }
+}
