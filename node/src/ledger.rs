@@ -186,6 +186,11 @@ impl Ledger {
         self.chain.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a key has a value, or had one that was erased.
+    pub(crate) fn exists(&self, key: &Key) -> Result<bool, Error> {
+        Ok(self.map.get(&key_hash(key))?.is_some_and(|slot| slot.exists()))
+    }
+
     /// Wakes at every block.
     pub(crate) fn head(&self) -> watch::Receiver<Head> {
         self.head.subscribe()

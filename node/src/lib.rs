@@ -20,6 +20,7 @@ pub mod view;
 
 mod archive;
 mod canonical;
+mod clock;
 mod cosign;
 mod durable;
 mod identity;

@@ -15,13 +15,14 @@ use openraft::{Raft, ServerState, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use crate::clock::Clock;
 use crate::command::{Command, Outcome};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::ledger::{HeadRow, Ledger};
 use crate::rt;
 use crate::snapshot;
-use crate::view::RaftLogStatus;
+use crate::view::{Part, RaftLogStatus};
 use crate::wal;
 
 mod log;
@@ -30,7 +31,8 @@ mod propose;
 mod state;
 
 use log::RaftLog;
-pub(crate) use propose::{Job, ReadJob};
+use propose::Proposer;
+pub(crate) use propose::{Job, Ping, ReadJob};
 use state::{Durable, StateMachine};
 
 openraft::declare_raft_types!(
@@ -158,13 +160,34 @@ impl Consensus {
         }
     }
 
-    /// The task that turns waiting writes into blocks.
+    /// The task that turns waiting writes into blocks. `author` is that of what the node itself writes.
     pub(crate) fn batcher(
         &self,
+        clock: Arc<Clock>,
+        author: String,
         queue: mpsc::Receiver<Job>,
+        pings: mpsc::Receiver<Ping>,
         stopping: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        propose::batcher(self.raft.clone(), queue, stopping)
+        let proposer = Proposer { raft: self.raft.clone(), ledger: Arc::clone(&self.ledger), clock, author };
+        propose::batcher(proposer, queue, pings, stopping)
+    }
+
+    /// Asks Raft core, apply and the raft log's thread, in this order, for a sign of life; returns when all have given
+    /// one. `asks` is told which is asked next. None needs a quorum, so a lost one does not delay the answer.
+    ///
+    /// # Errors
+    /// When a part has ended; what it was doing stands in the journal.
+    pub(crate) async fn pulse(&self, asks: impl Fn(Part)) -> Result<(), Error> {
+        let committed = self.raft.with_raft_state(|state| state.committed.map(|id| id.index)).await;
+        let committed = committed.map_err(|e| Error::Unavailable(format!("the Raft core has stopped: {e}")))?;
+        asks(Part::Apply);
+        // What is committed is applied soon, whoever else is gone.
+        if let Some(applied) = committed.and_then(|index| self.ledger.applied(index)) {
+            applied.await.map_err(|_| Error::Unavailable("apply has stopped".into()))?;
+        }
+        asks(Part::RaftLog);
+        self.log.ping().await
     }
 
     /// The task that answers linearizable reads.

@@ -6,7 +6,7 @@ use super::machine::Figures;
 use super::*;
 
 fn exposition_after_work() -> String {
-    let metrics = Metrics::new(false, Path::new("/"));
+    let metrics = Metrics::new(Path::new("/"));
     metrics.request("GET", "/v1/keys/{key}", StatusCode::OK, Duration::from_millis(3));
     metrics.handshake("done");
     metrics.certificate("node", 1_900_000_000);

@@ -398,3 +398,5 @@ fn random_lives_lose_nothing_and_repeat_from_their_seed() {
         }
     }
 }
+
+mod clock;
