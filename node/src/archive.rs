@@ -126,6 +126,9 @@ enum Newest {
 struct Found {
     base: Mark,
     end: Mark,
+    /// The last place in it that can be gone on from, and how far the ledger is there. What follows was being made again
+    /// from the store when a crash came, and lacks its end.
+    sound: Option<(Mark, file::Place)>,
     /// The highest mark of how far the store was durable.
     store_durable: u64,
     reader: file::Reader,
@@ -151,7 +154,7 @@ impl Archive {
                 Some(before) => before.as_ref().is_some_and(|before| before.end.meets(&f.base)),
                 None => f.base == Mark::default(),
             };
-            if found.as_ref().is_some_and(follows) {
+            if found.as_ref().is_some_and(|found| found.sound.is_some() && follows(found)) {
                 newest = found.map(|found| (number, found));
                 break;
             }
@@ -171,7 +174,11 @@ impl Archive {
             tracing::warn!("the archive is not whole at {}: its end is made again", location.path(*number).display());
         }
         let (base, end, newest) = match newest {
-            Some((number, Found { base, end, reader, .. })) => (base, end, Newest::Found { number, reader, beyond }),
+            Some((number, Found { base, end, mut reader, sound, .. })) => {
+                let cut = sound.filter(|(mark, _)| *mark != end);
+                cut.iter().for_each(|(_, place)| reader.rewind(*place));
+                (base, cut.map_or(end, |(mark, _)| mark), Newest::Found { number, reader, beyond })
+            }
             None => (Mark::default(), Mark::default(), Newest::Nothing { beyond }),
         };
         let tail = Tail { closed, newest, end, base, unsynced: None, dirty: false, unnamed: false };
@@ -353,12 +360,15 @@ fn examine(location: &Location, number: u64) -> Result<Option<Found>, Error> {
     };
     let Some((base, mut store_durable)) = base else { return Ok(None) };
     let mut end = base;
+    let sound_at = |mark: Mark, reader: &file::Reader| mark.is_sound().then(|| (mark, reader.place()));
+    let mut sound = sound_at(base, &reader);
     while let Step::Frame(frame) = reader.step()? {
         store_durable = frame.header.durable;
         let entry = Frame::decode_whole(frame.payload).map_err(|_| unknown_format(location, number))?;
         end = end.after(&entry);
+        sound = sound_at(end, &reader).or(sound);
     }
-    Ok(Some(Found { base, end, store_durable, reader }))
+    Ok(Some(Found { base, end, sound, store_durable, reader }))
 }
 
 /// Its checksum is right, so it was written so.

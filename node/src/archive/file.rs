@@ -91,6 +91,14 @@ pub(crate) enum Step<'a> {
     Bad,
 }
 
+/// A place between two frames.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    offset: u64,
+    sequence: u64,
+    checksum: u32,
+}
+
 /// Reads a file from its beginning.
 pub(crate) struct Reader {
     header: SegmentHeader,
@@ -146,6 +154,17 @@ impl Reader {
         self.used = self.buffer.len().min(start + usize::try_from(span).unwrap_or(usize::MAX));
         let frame = Frame::decode(&self.header, &self.buffer[start..]);
         Ok(frame.map_or(Step::Bad, Step::Frame))
+    }
+
+    /// Where it stands; [`Reader::rewind`] goes back there.
+    pub(super) fn place(&self) -> Place {
+        Place { offset: self.offset, sequence: self.sequence, checksum: self.checksum }
+    }
+
+    pub(super) fn rewind(&mut self, place: Place) {
+        Place { offset: self.offset, sequence: self.sequence, checksum: self.checksum } = place;
+        self.buffer.clear();
+        self.used = 0;
     }
 
     /// Reads on until so many bytes wait, or the file ends; returns how many wait.

@@ -56,6 +56,11 @@ impl Mark {
         Self { raft_index, whole: !head.raft.is_empty(), height, size, slots, outcomes }
     }
 
+    /// Whether it can be gone on from: it is whole, or nothing is there.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.whole || *self == Self::default()
+    }
+
     /// How far it is after a frame.
     pub(crate) fn after(self, frame: &Frame) -> Self {
         let mut mark =

@@ -150,12 +150,8 @@ impl Ledger {
             ledger.rows.commit(batch)?;
         }
         let head = ledger.install()?;
-        if head.raft.is_empty() && head != HeadRow::default() {
-            return Err(Error::Corrupt(
-                "the store is lost, and the archive ends within what was being made again from it: restore a backup, or \
-                 rejoin the cluster from its peers"
-                    .into(),
-            ));
+        if !Mark::of(&head).is_sound() {
+            return Err(Error::DamagedStore("the store was being rebuilt, and what it was rebuilt from is cut".into()));
         }
         Ok(ledger)
     }
