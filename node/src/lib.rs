@@ -30,6 +30,7 @@ mod raft;
 mod read;
 mod salts;
 mod segment;
+mod snapshot;
 mod store;
 mod wal;
 

@@ -21,6 +21,7 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::ledger::{HeadRow, Ledger};
 use crate::rt;
+use crate::snapshot;
 use crate::view::{Part, RaftLogStatus};
 use crate::wal;
 
@@ -54,9 +55,22 @@ pub(crate) struct Proposal(pub Bytes);
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Applied(pub Arc<[Outcome]>);
 
-/// A snapshot in transit.
-#[derive(Debug)]
-pub(crate) struct SnapshotStream;
+/// A snapshot in transit, at one of its ends: chunks come out of the one and go into the other.
+pub(crate) enum SnapshotStream {
+    /// Where it is read.
+    Sending(snapshot::Sender),
+    /// Where it is received.
+    Receiving(snapshot::Receiver),
+}
+
+impl std::fmt::Debug for SnapshotStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sending(_) => "Sending",
+            Self::Receiving(_) => "Receiving",
+        })
+    }
+}
 
 const HEARTBEAT_MS: u64 = 50;
 const ELECTION_MIN_MS: u64 = 400;
@@ -98,14 +112,14 @@ impl Consensus {
         let log = RaftLog::open(Arc::clone(disk), directory, node, &wal::Config::default())?;
         check_log(&log, &ledger, begun)?;
         restore_salts(&log, &ledger).await?;
-        let durable = Durable::default();
+        let durable = Durable::new(Arc::clone(&ledger));
         let syncing = Arc::clone(&ledger);
         let synced = rt::blocking(move || syncing.sync(false)).await;
         let head = synced.map_err(|e| Error::Corrupt(format!("making the store durable: {e}")))??;
         if let Some(applied) = durable.advance(&head)? {
             log.release(applied, false).await?;
         }
-        let machine = StateMachine::new(Arc::clone(&ledger), durable.clone())?;
+        let machine = StateMachine::new(Arc::clone(&ledger), durable.clone(), log.clone())?;
         let raft = Raft::new(node, Arc::new(config()?), peers::NoPeers, log.clone(), machine)
             .await
             .map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
@@ -300,6 +314,8 @@ fn check_log(log: &RaftLog, ledger: &Ledger, begun: bool) -> Result<(), Error> {
         let chain = ledger.chain();
         (!chain.head.raft.is_empty()).then_some(chain.head.raft_index)
     };
+    // A snapshot may have been installed, and the raft log not yet know that it begins behind it.
+    let installed = state::installed(ledger)?;
     let end = applied.map_or("are empty".into(), |index| format!("end at raft index {index}"));
     let last = log.last_log_id().map(|id| id.index);
     let purged = log.purged().map(|id| id.index);
@@ -312,7 +328,7 @@ fn check_log(log: &RaftLog, ledger: &Ledger, begun: bool) -> Result<(), Error> {
         (Some(purged), _) if Some(purged) > applied => {
             Err(lost(format!("store and archive {end}, but the raft log keeps only what comes after {purged}")))
         }
-        (_, last) if last.is_some() && last < applied => {
+        (_, last) if last < applied && last.is_some() && applied != installed => {
             Err(lost(format!("the raft log ends at index {}, but store and archive {end}", last.unwrap_or_default())))
         }
         _ => Ok(()),

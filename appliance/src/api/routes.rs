@@ -185,7 +185,7 @@ pub(crate) static ROUTES: &[Route] = &[
         summary: "A tile of hashes or entries (C2SP tlog-tiles).",
         query: &[],
         body: None,
-        answers: &[(200, Some("bytes"))],
+        answers: &[(200, Some("application/octet-stream"))],
         problems: &[404],
         handler: handler!(log::tile),
     },
