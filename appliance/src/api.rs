@@ -14,8 +14,9 @@ use samovar_node::command::Committed;
 use samovar_node::{Key, Node, Outcome, Write};
 
 use crate::auth::{Auth, Principal, Right};
-use crate::config::Network;
-use crate::http::{Answer, Asked, Handler, Payload, Peer, RequestBody};
+use crate::config::{Config, Network};
+use crate::http::{Answer, Asked, Handler, Limits, Payload, Peer, RequestBody};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::quota::{Class, Limiter, Told};
 use crate::tls::ClientKeys;
@@ -23,6 +24,7 @@ use crate::tls::ClientKeys;
 mod access;
 mod api_keys;
 mod certificates;
+mod clock;
 mod entries;
 mod feed;
 mod idempotency;
@@ -103,14 +105,12 @@ pub(crate) struct App {
     pub(crate) auth: Auth,
     /// Metrics.
     pub(crate) metrics: Arc<Metrics>,
-    /// Whether the log is public.
-    pub(crate) public: bool,
-    /// Networks that may read metrics.
-    pub(crate) metrics_allow: Vec<Network>,
+    /// What needs no token.
+    pub(crate) openness: Live<Openness>,
     /// How many requests are taken.
     limiter: Limiter,
-    /// Most watches.
-    pub(crate) watches_max: usize,
+    /// Bounds of the listener; here for the number of watches.
+    pub(crate) limits: Live<Limits>,
     /// How long a session lasts, in milliseconds.
     pub(crate) session_life_ms: u64,
     /// Turns true when the daemon begins to stop.
@@ -120,11 +120,28 @@ pub(crate) struct App {
     running: Running,
 }
 
+/// What needs no token.
+#[derive(Debug, Clone)]
+pub(crate) struct Openness {
+    /// Whether checkpoint and tiles are for everybody.
+    pub(crate) public: bool,
+    /// Networks that may read metrics.
+    pub(crate) metrics_allow: Vec<Network>,
+}
+
+impl Openness {
+    /// As configured.
+    pub(crate) fn of(config: &Config) -> Self {
+        Self { public: config.public, metrics_allow: config.metrics_allow.clone() }
+    }
+}
+
 impl App {
     /// An API over a node. Called on the runtime of the listener.
     pub(crate) fn new(
         node: Node,
-        config: &crate::config::Config,
+        config: &Config,
+        live: (Live<Limits>, Live<Openness>),
         clients: Arc<ClientKeys>,
         metrics: Arc<Metrics>,
         stop: tokio::sync::watch::Receiver<bool>,
@@ -134,10 +151,9 @@ impl App {
             auth: Auth::new(node.clone(), &config.data, clients, &metrics),
             node,
             metrics,
-            public: config.public,
-            metrics_allow: config.metrics_allow.clone(),
+            limits: live.0,
+            openness: live.1,
             limiter: Limiter::new(config.quotas.clone()),
-            watches_max: config.limits.watches_max,
             session_life_ms: config.session_life_ms,
             stop,
             started: std::time::Instant::now(),
@@ -229,8 +245,8 @@ fn capture(pattern: &str, path: &str) -> Option<std::ops::Range<usize>> {
 /// Who asks, if it may do what the route does.
 async fn admit(app: &App, right: Right, head: &Parts, peer: &Peer) -> Result<Arc<Principal>, Problem> {
     let open = match right {
-        Right::ReadLog => app.public,
-        Right::ReadMetrics => app.metrics_allow.iter().any(|n| n.contains(peer.address)),
+        Right::ReadLog => app.openness.get().public,
+        Right::ReadMetrics => app.openness.get().metrics_allow.iter().any(|n| n.contains(peer.address)),
         other => other.is_open(),
     };
     if open {

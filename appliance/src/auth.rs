@@ -10,9 +10,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::header::HeaderMap;
+use samovar_node::Node;
 use samovar_node::command::Committed;
 use samovar_node::view::Head;
-use samovar_node::{Node, rt};
 use tokio::sync::watch;
 
 use crate::api::problem::Problem;
@@ -164,9 +164,9 @@ impl Auth {
         }
     }
 
-    /// Wall clock, or the newest block's time when that is later.
+    /// The time to go by: nothing expires on a clock that is not believed.
     fn now_ms(&self) -> u64 {
-        rt::now_ms().max(self.head.borrow().time_ms)
+        self.node.now_ms()
     }
 
     /// Checks a credential against the system state and remembers it if it is good.

@@ -15,6 +15,7 @@ use crate::import::Import;
 use crate::output::{self, Format};
 
 mod api_key;
+mod clock;
 mod keys;
 mod manual;
 mod proofs;
@@ -117,6 +118,9 @@ enum Command {
     /// Replace secrets of the ledger by new ones
     #[command(subcommand)]
     Rotate(rotate::Rotate),
+    /// Say that a clock is right which the node does not believe
+    #[command(subcommand)]
+    Clock(clock::Clock),
     Export(Export),
     /// Print a completion script for a shell
     Completions {
@@ -150,9 +154,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let format = cli.output;
     match cli.command {
         Command::Init { data, name, listen } => init(data, name, listen, format),
-        Command::Serve { config, data } => {
-            crate::serve::serve(crate::config::Config::load(config.as_deref(), data.as_deref())?)
-        }
+        Command::Serve { config, data } => crate::serve::serve(crate::serve::Source { file: config, data }),
         Command::Dev { nodes, data } => crate::serve::dev(nodes, data),
         Command::Config(ConfigCommand::Check { file }) => {
             crate::config::Config::load(Some(&file), None)?;
@@ -211,6 +213,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::User(c) => user::run(&c, format).await,
         Command::ApiKey(c) => api_key::run(&c, format).await,
         Command::Rotate(c) => rotate::run(&c, format).await,
+        Command::Clock(c) => clock::run(&c, format).await,
         Command::Export(c) => crate::export::run(&c, format).await,
         Command::Init { .. }
         | Command::Serve { .. }

@@ -156,8 +156,12 @@ sections! {
     journal: JournalSection {
         /// Least level: `error`, `warn`, `info`, `debug` or `trace`.
         level: Level = Level::Info,
-        /// Whether to write a line for every request. Answers of 500 and above are always written.
-        access: bool = false,
+        /// Whether to write a record for every request: who, which route, status, sizes, time; never a path or a secret.
+        /// Answers of 500 and above are always written.
+        access: bool = true,
+        /// Most access records per second, so that a flood of requests is no flood of the journal. What is left out is
+        /// counted (`samovar_access_records_omitted_total`).
+        access_rate: u32 = 200,
     }
 }
 
@@ -219,8 +223,6 @@ pub(crate) struct Config {
     pub(crate) metrics_allow: Vec<Network>,
     /// Least level of the journal.
     pub(crate) level: Level,
-    /// Whether requests are written to the journal.
-    pub(crate) access: bool,
 }
 
 /// What is wrong with a configuration file; `Display` is one line that names file, line, column and what to do.
@@ -286,7 +288,8 @@ impl Config {
 
 impl ConfigFile {
     fn check(self) -> Result<Config, String> {
-        let limits = self.limits.check()?;
+        let access_records_max = if self.journal.access { self.journal.access_rate } else { 0 };
+        let limits = self.limits.check(access_records_max)?;
         if self.store.queue == 0 {
             return Err("store.queue is 0: no write could ever be taken; leave it out for the default".into());
         }
@@ -313,13 +316,12 @@ impl ConfigFile {
             },
             metrics_allow: self.metrics.allow,
             level: self.journal.level,
-            access: self.journal.access,
         })
     }
 }
 
 impl LimitsSection {
-    fn check(&self) -> Result<Limits, String> {
+    fn check(&self, access_records_max: u32) -> Result<Limits, String> {
         let l = self;
         let counts = [
             ("connections", l.connections),
@@ -363,6 +365,7 @@ impl LimitsSection {
             uri_bytes_max: uri_bytes,
             watches_max: l.watches,
             stop_deadline: l.stop_deadline.0,
+            access_records_max,
         })
     }
 }

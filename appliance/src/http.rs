@@ -26,11 +26,12 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 
 use crate::api::problem::Problem;
+use crate::live::Live;
 use crate::metrics::Metrics;
 
+mod access;
 mod answer;
 mod body;
 mod connection;
@@ -81,6 +82,8 @@ pub(crate) struct Limits {
     pub(crate) watches_max: usize,
     /// Requests in flight at a stop.
     pub(crate) stop_deadline: Duration,
+    /// Access records written per second; more are counted. 0: none.
+    pub(crate) access_records_max: u32,
 }
 
 /// A request whose shape was checked.
@@ -131,10 +134,10 @@ pub(crate) struct Server {
     pub(crate) listener: TcpListener,
     /// The node's Unix socket: HTTP/1.1 for root and the daemon's own user, without TLS.
     pub(crate) local: Option<UnixListener>,
-    /// Does the TLS handshakes.
-    pub(crate) tls: TlsAcceptor,
+    /// What TLS handshakes are done with.
+    pub(crate) tls: Live<rustls::ServerConfig>,
     /// Bounds.
-    pub(crate) limits: Arc<Limits>,
+    pub(crate) limits: Live<Limits>,
     /// Answers requests.
     pub(crate) handler: Handler,
     /// Counts what happens.
@@ -143,11 +146,13 @@ pub(crate) struct Server {
 
 /// What a connection shares with its listener.
 struct Shared {
-    tls: TlsAcceptor,
-    limits: Arc<Limits>,
+    tls: Live<rustls::ServerConfig>,
+    limits: Live<Limits>,
     handler: Handler,
     metrics: Arc<Metrics>,
     registry: Registry,
+    started: tokio::time::Instant,
+    access: access::Budget,
 }
 
 impl Server {
@@ -156,7 +161,8 @@ impl Server {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
         let Self { listener, local, tls, limits, handler, metrics } = self;
         let registry = Registry::new(limits.clone(), metrics.clone());
-        let shared = Arc::new(Shared { tls, limits, handler, metrics, registry });
+        let (started, access) = (tokio::time::Instant::now(), access::Budget::default());
+        let shared = Arc::new(Shared { tls, limits, handler, metrics, registry, started, access });
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -205,14 +211,15 @@ async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Resp
     let (head, incoming) = request.into_parts();
     let id = RequestId::of(&head.headers);
     let method = answer::method_label(&head.method);
-    let line = answer::AccessLine::of(&head, &shared.metrics);
+    let record = access::AccessRecord::of(&head, &incoming);
+    let limits = shared.limits.get();
     let headless = head.method == hyper::Method::HEAD;
     let close = head.version < hyper::Version::HTTP_2;
-    let outcome = match shape::check(&head, &shared.limits) {
+    let outcome = match shape::check(&head, &limits) {
         Err(problem) => Answer::refused(problem.closing(close), &id),
         Ok(()) => {
-            let body = RequestBody::new(incoming, &shared.limits);
-            let deadline = shared.limits.request_deadline + body.deadline();
+            let body = RequestBody::new(incoming, &limits);
+            let deadline = limits.request_deadline + body.deadline();
             let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
             match tokio::time::timeout(deadline, reply).await {
                 Ok(answer) => answer,
@@ -221,7 +228,9 @@ async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Resp
         }
     };
     shared.metrics.request(method, outcome.route, outcome.response.status(), begun.elapsed());
-    line.write(&outcome, &id, peer.address, begun.elapsed());
+    let (budget, elapsed, metrics) = (&shared.access, shared.started.elapsed(), &shared.metrics);
+    let records = access::Records { budget, elapsed, per_second_max: limits.access_records_max, metrics };
+    record.write(&outcome, &id, peer.address, begun.elapsed(), &records);
     outcome.dress(&id, headless)
 }
 

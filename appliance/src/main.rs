@@ -13,6 +13,7 @@ mod durable;
 mod export;
 mod http;
 mod import;
+mod live;
 mod metrics;
 mod openapi;
 mod output;

@@ -73,8 +73,6 @@ struct BuildLabels {
 pub(crate) struct Metrics {
     registry: Registry,
     machine: Machine,
-    /// Whether requests are written to the journal.
-    pub(crate) access_log: bool,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram>,
     in_flight: UGauge,
@@ -84,6 +82,7 @@ pub(crate) struct Metrics {
     refused: Family<ReasonLabels, Counter>,
     cut: Family<ReasonLabels, Counter>,
     handshakes: Family<ResultLabels, Counter>,
+    access_omitted: Counter,
     logins: Family<ResultLabels, Counter>,
     /// Runs of argon2.
     pub(crate) password_hashes: Counter,
@@ -103,11 +102,10 @@ impl Drop for InFlight {
 
 impl Metrics {
     /// Registers everything. `data`: the data directory, whose file system is reported.
-    pub(crate) fn new(access_log: bool, data: &Path) -> Self {
+    pub(crate) fn new(data: &Path) -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
             machine: Machine::new(data),
-            access_log,
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
             in_flight: Gauge::default(),
@@ -117,6 +115,7 @@ impl Metrics {
             refused: Family::default(),
             cut: Family::default(),
             handshakes: Family::default(),
+            access_omitted: Counter::default(),
             logins: Family::default(),
             password_hashes: Counter::default(),
             certificates: Family::default(),
@@ -148,6 +147,8 @@ impl Metrics {
         r.register("samovar_connections_refused", "Connections closed at once, by limit", self.refused.clone());
         r.register("samovar_connections_cut", "Connections cut, by the deadline that passed", self.cut.clone());
         r.register("samovar_tls_handshakes", "TLS handshakes, by result", self.handshakes.clone());
+        let help = "Access records not written because their second had its share";
+        r.register("samovar_access_records_omitted", help, self.access_omitted.clone());
         r.register("samovar_logins", "Logins, by result", self.logins.clone());
         r.register("samovar_password_hashes", "Runs of argon2", self.password_hashes.clone());
         let help = "End of a certificate's validity, since 1970";
@@ -175,8 +176,12 @@ impl Metrics {
 
     /// The exposition, with what the node reports now.
     pub(crate) fn exposition(&self, status: &Status) -> Result<String, std::fmt::Error> {
+        self.page(Reported { status: status.clone(), machine: self.machine.look() })
+    }
+
+    fn page(&self, figures: Reported) -> Result<String, std::fmt::Error> {
         let mut reported = Registry::default();
-        reported.register_collector(Box::new(Reported { status: status.clone(), machine: self.machine.look() }));
+        reported.register_collector(Box::new(figures));
         let mut text = String::with_capacity(32 << 10);
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &reported)?;
@@ -234,6 +239,11 @@ impl Metrics {
     /// A login ended.
     pub(crate) fn login(&self, result: &'static str) {
         self.logins.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// An access record was left out.
+    pub(crate) fn access_record_omitted(&self) {
+        self.access_omitted.inc();
     }
 
     /// A TLS handshake ended.

@@ -66,7 +66,7 @@ fn operation(route: &Route, method: &Method) -> Value {
         operation["security"] = json!([{ "token": [] }, { "certificate": [] }]);
     }
     if let Some(body) = route.body {
-        operation["requestBody"] = json!({ "required": body != "bytes", "content": content(body, "*/*") });
+        operation["requestBody"] = json!({ "required": body != "bytes", "content": content(body) });
     }
     operation
 }
@@ -126,7 +126,7 @@ fn responses(route: &Route, method: &Method) -> Value {
     for (status, body) in route.answers {
         let mut answer = json!({ "description": reason(*status) });
         if let (Some(body), true) = (body, *method != Method::HEAD) {
-            answer["content"] = content(body, "application/octet-stream");
+            answer["content"] = content(body);
         }
         all.insert(status.to_string(), answer);
     }
@@ -143,10 +143,12 @@ fn responses(route: &Route, method: &Method) -> Value {
     Value::Object(all)
 }
 
-/// `bytes` is `binary` of any type; a name with a slash is a media type; others are schemas.
-fn content(body: &str, bytes_type: &str) -> Value {
+/// `bytes` are of any type, as values have their own; a name with a slash is a media type; others are schemas.
+fn content(body: &str) -> Value {
     if body == "bytes" {
-        json!({ bytes_type: {} })
+        json!({ "*/*": {} })
+    } else if body == "application/octet-stream" {
+        json!({ body: {} })
     } else if body.contains('/') {
         json!({ body: { "schema": { "type": if body == "application/json" { "object" } else { "string" } } } })
     } else {

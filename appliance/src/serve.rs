@@ -6,36 +6,41 @@
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use samovar_node::Node;
 use samovar_node::disk::{Disk, OsDisk};
+use samovar_node::{Node, rt};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::api::App;
-use crate::config::{Config, Level};
+use crate::config::Config;
 use crate::durable::{Mode, write_new};
 use crate::http::Server;
-use crate::metrics::{CountLines, Metrics};
+use crate::metrics::Metrics;
 use crate::tls;
 
 mod directory;
+mod heartbeat;
 mod init;
+mod journal;
 mod local;
+mod machine_clock;
 mod node_thread;
 mod notify;
+mod reload;
 
 pub(crate) use directory::ADMIN_TOKEN_FILE;
 pub(crate) use init::{dev, init};
 pub(crate) use local::SOCKET_FILE;
+pub(crate) use reload::Source;
 
 use directory::DataDirectory;
 use node_thread::NodeThread;
+use reload::Settings;
 
 /// File of the data directory that says where the node listens.
 const URL_FILE: &str = "url";
@@ -44,74 +49,106 @@ const BLOCKING_THREADS: usize = 6;
 /// Descriptors beyond those of connections: storage, peers, journal.
 const DESCRIPTORS_RESERVED: u64 = 512;
 
-/// Runs the daemon until SIGTERM or SIGINT; returns once everything in flight is answered and durable.
-pub(crate) fn serve(config: Config) -> Result<()> {
-    journal(&config);
-    run(&config, |_| {}, signalled())
+/// Runs the daemon until SIGTERM or SIGINT; returns once everything in flight is answered and durable. SIGHUP reloads.
+pub(crate) fn serve(source: Source) -> Result<()> {
+    let config = source.load()?;
+    journal::start(config.level);
+    let (reload, reloads) = mpsc::channel(1);
+    run(source, &config, |_| {}, signalled(reload), reloads)
 }
 
-/// Start order, then stop order. `ready` is told the address; `stop` resolves when the daemon is to stop.
-fn run(config: &Config, ready: impl FnOnce(SocketAddr), stop: impl Future<Output = ()>) -> Result<()> {
+/// Start order, then stop order. `ready` is told the address; `stop` resolves when the daemon is to stop; each of
+/// `reloads` asks for a reload.
+fn run(
+    source: Source,
+    config: &Config,
+    ready: impl FnOnce(SocketAddr),
+    stop: impl Future<Output = ()>,
+    reloads: mpsc::Receiver<()>,
+) -> Result<()> {
     let directory = DataDirectory::open(&config.data)?;
     raise_descriptor_limit(config.limits.connections_max)?;
     let tls = tls::load_or_renew(directory.path(), || subject(config, directory.path()))?;
+    let settings = Settings::new(source, config.clone(), tls);
     let listener = bind(config.listen)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .context("starting the runtime")?;
-    notify::send("STATUS=Replaying the write-ahead log");
+    notify::status("Replaying the raft log");
+    rt::report_synchronised(runtime.block_on(machine_clock::is_synchronised()));
     let mut node = NodeThread::start(node_config(config, directory.path()))?;
 
     let served = runtime.block_on(async {
         let ended = node.ended();
-        listen(config, node.node().clone(), tls, listener, ready, stop, ended).await
+        listen(config, settings, node.node().clone(), listener, Events { ready, stop, reloads, ended }).await
     });
 
-    notify::send("STOPPING=1\nSTATUS=Making everything durable");
+    notify::stopping("Making everything durable");
     local::remove(directory.path());
     let stopped = node.stop();
     drop(directory);
     served.and(stopped)
 }
 
+/// What is told to the world outside, and what it tells.
+struct Events<Ready, Stop, Ended> {
+    ready: Ready,
+    stop: Stop,
+    reloads: mpsc::Receiver<()>,
+    ended: Ended,
+}
+
 /// Serves until `stop`, or until the node fails.
 async fn listen(
     config: &Config,
+    settings: Settings,
     node: Node,
-    tls: tls::Loaded,
     listener: TcpListener,
-    ready: impl FnOnce(SocketAddr),
-    stop: impl Future<Output = ()>,
-    node_ended: impl Future<Output = ()>,
+    events: Events<impl FnOnce(SocketAddr), impl Future<Output = ()>, impl Future<Output = ()>>,
 ) -> Result<()> {
+    let Events { ready, stop, reloads, ended } = events;
     let (stopping, stop_seen) = watch::channel(false);
-    let metrics = Arc::new(Metrics::new(config.access, &config.data));
-    for (certificate, not_after_s) in tls::expiries(&config.data) {
-        metrics.certificate(certificate, not_after_s);
-    }
-    let app = App::new(node, config, tls.clients, metrics.clone(), stop_seen.clone());
+    let metrics = Arc::new(Metrics::new(&config.data));
+    note_certificates(&metrics, &config.data);
+    let (tls, limits, clients) = (settings.tls.clone(), settings.limits.clone(), settings.clients.clone());
+    let live = (limits.clone(), settings.openness.clone());
+    let app = App::new(node.clone(), config, live, clients, metrics.clone(), stop_seen.clone());
     let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;
     let address = listener.local_addr().context("asking for the listening address")?;
-    let limits = Arc::new(config.limits.clone());
-    let server =
-        Server { listener, local, tls: TlsAcceptor::from(tls.config), limits, handler: app.handler(), metrics };
+    let handler = app.handler();
+    let server = Server { listener, local, tls, limits, handler, metrics: metrics.clone() };
     let serving = tokio::spawn(server.run(stop_seen));
     write_url(&config.data, address)?;
-    notify::send("READY=1\nSTATUS=Serving");
+    // Once systemd knows that we are ready it may send signals, so they are watched before.
+    let mut stop = pin!(stop);
+    let stopped_already = futures_util::future::poll_immediate(stop.as_mut()).await.is_some();
+    notify::ready(&heartbeat::describe(&node.status()));
     tracing::info!(%address, "serving");
     ready(address);
+    let mut attendants = JoinSet::new();
+    attendants.spawn(settings.follow(reloads, node.clone(), metrics));
+    attendants.spawn(heartbeat::run(node));
 
     let failed = tokio::select! {
-        () = stop => None,
-        () = node_ended => Some(anyhow!("the node stopped by itself; the journal says why")),
+        () = async { if !stopped_already { stop.await } } => None,
+        () = ended => Some(anyhow!("the node stopped by itself; the journal says why")),
     };
     tracing::info!("stopping: requests in flight are answered first");
+    notify::stopping("Answering requests in flight");
+    attendants.shutdown().await;
     let _ = stopping.send(true);
     serving.await.context("the listener failed")?;
     failed.map_or(Ok(()), Err)
+}
+
+/// Tells the metrics when the certificates in use end.
+fn note_certificates(metrics: &Metrics, data: &Path) {
+    for (certificate, not_after_s) in tls::expiries(data) {
+        metrics.certificate(certificate, not_after_s);
+    }
 }
 
 /// Leaves the URL for the command line on this machine, which finds CA and token beside it.
@@ -175,26 +212,21 @@ fn raise_descriptor_limit(connections_max: usize) -> Result<()> {
         .context("raising the limit of open files")
 }
 
-/// Resolves at SIGTERM or SIGINT.
-async fn signalled() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+/// Resolves at SIGTERM or SIGINT; each SIGHUP asks for a reload.
+async fn signalled(reload: mpsc::Sender<()>) {
+    let watched = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = watched else {
         tracing::error!("signals cannot be watched; stop the daemon with SIGKILL, nothing acknowledged is lost");
         return std::future::pending().await;
     };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return,
+            _ = interrupt.recv() => return,
+            // One that waits already will read what is there now.
+            _ = hangup.recv() => drop(reload.try_send(())),
+        }
     }
-}
-
-/// Sends events to stderr, where systemd's journal takes them. A second call changes nothing.
-fn journal(config: &Config) {
-    // openraft tells every step of an election at `info`.
-    let quiet = if config.level < Level::Debug { ",openraft=error,sled=warn" } else { "" };
-    let filter = tracing_subscriber::EnvFilter::new(format!("{}{quiet}", config.level.as_str()));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
-    let _ = tracing_subscriber::registry().with(filter).with(lines).with(CountLines).try_init();
 }
 
 #[cfg(test)]

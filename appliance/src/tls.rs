@@ -192,35 +192,64 @@ pub(crate) struct Loaded {
 
 /// Loads the node's certificate and key.
 pub(crate) fn load(data: &Path) -> Result<Loaded> {
-    let directory = data.join(DIRECTORY);
-    let read = |name: &str| {
-        let path = directory.join(name);
-        std::fs::read(&path).with_context(|| format!("reading {}; `samovar init` makes it", path.display()))
-    };
-    let chain = CertificateDer::pem_slice_iter(&read(NODE_CERTIFICATE_FILE)?)
-        .collect::<Result<Vec<_>, _>>()
-        .with_context(|| {
-            format!(
-                "{} holds no certificate in PEM: restore it from a backup",
-                directory.join(NODE_CERTIFICATE_FILE).display()
-            )
+    let own = Own::read(data)?;
+    let clients = Arc::new(ClientKeys::new(own.hash));
+    Ok(Loaded { config: own.config(&clients)?, clients })
+}
+
+/// Loads them again, for who shares `clients` already.
+pub(crate) fn reload(data: &Path, clients: &Arc<ClientKeys>) -> Result<Arc<rustls::ServerConfig>> {
+    let own = Own::read(data)?;
+    let hash = own.hash;
+    let config = own.config(clients)?;
+    clients.renew(hash);
+    Ok(config)
+}
+
+/// What the node proves itself with.
+struct Own {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    /// Of its public key.
+    hash: [u8; 32],
+}
+
+impl Own {
+    fn read(data: &Path) -> Result<Self> {
+        let directory = data.join(DIRECTORY);
+        let read = |name: &str| {
+            let path = directory.join(name);
+            std::fs::read(&path).with_context(|| format!("reading {}; `samovar init` makes it", path.display()))
+        };
+        let chain = CertificateDer::pem_slice_iter(&read(NODE_CERTIFICATE_FILE)?)
+            .collect::<Result<Vec<_>, _>>()
+            .with_context(|| {
+                format!(
+                    "{} holds no certificate in PEM: restore it from a backup",
+                    directory.join(NODE_CERTIFICATE_FILE).display()
+                )
+            })?;
+        let key = PrivateKeyDer::from_pem_slice(&read(NODE_KEY_FILE)?).with_context(|| {
+            format!("{} holds no private key in PEM: restore it from a backup", directory.join(NODE_KEY_FILE).display())
         })?;
-    let key = PrivateKeyDer::from_pem_slice(&read(NODE_KEY_FILE)?).with_context(|| {
-        format!("{} holds no private key in PEM: restore it from a backup", directory.join(NODE_KEY_FILE).display())
-    })?;
-    let own = chain.first().and_then(key_hash).context("the node's certificate in tls/ is none: restore it")?;
-    let clients = Arc::new(ClientKeys::new(own));
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = AnyKey { keys: clients.clone(), algorithms: provider.signature_verification_algorithms };
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .context("choosing TLS versions")?
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_single_cert(chain, key)
-        .context("the node's certificate and key in tls/ do not fit: restore both from a backup")?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = rustls::crypto::ring::Ticketer::new().context("making session ticket keys")?;
-    Ok(Loaded { config: Arc::new(config), clients })
+        let hash = chain.first().and_then(key_hash).context("the node's certificate in tls/ is none: restore it")?;
+        Ok(Self { chain, key, hash })
+    }
+
+    /// TLS with it.
+    fn config(self, clients: &Arc<ClientKeys>) -> Result<Arc<rustls::ServerConfig>> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = AnyKey { keys: clients.clone(), algorithms: provider.signature_verification_algorithms };
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+            .context("choosing TLS versions")?
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_single_cert(self.chain, self.key)
+            .context("the node's certificate and key in tls/ do not fit: restore both from a backup")?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.ticketer = rustls::crypto::ring::Ticketer::new().context("making session ticket keys")?;
+        Ok(Arc::new(config))
+    }
 }
 
 /// The certificates in use and when each ends, seconds since 1970: `node`, as it is served, and `ca`. One that does not

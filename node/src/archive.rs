@@ -26,7 +26,9 @@ pub(crate) use frame::{Frame, Mark};
 pub(crate) use reader::Reader;
 pub(crate) use scrub::{Check, Progress};
 
-use file::{Step, Writer};
+pub(crate) use file::{Reader as FileReader, Step, Writer as FileWriter};
+
+use file::Writer;
 
 /// A segment that has grown so far is followed by the next one, in bytes.
 const SEGMENT_BYTES: u64 = if cfg!(test) {

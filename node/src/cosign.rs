@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::checkpoint::Checkpoint;
+use crate::clock::Clock;
 use crate::command::Key;
 use crate::disk::{Disk, File};
 use crate::entry::{Change, Entry, MapValue};
@@ -47,6 +48,7 @@ pub(crate) struct Published {
 
 /// Signs checkpoints of the ledger.
 pub(crate) struct Notary {
+    clock: Arc<Clock>,
     ledger: Arc<Ledger>,
     promise: Promise,
     origin: String,
@@ -63,9 +65,11 @@ impl Notary {
         ledger: Arc<Ledger>,
         origin: &str,
         keys: Keys,
+        clock: Arc<Clock>,
     ) -> Result<Self, Error> {
         Ok(Self {
             promise: Promise::open(disk, &data.join("promise"))?,
+            clock,
             ledger,
             origin: origin.to_owned(),
             keys,
@@ -148,7 +152,7 @@ impl Notary {
     fn sign(&self, checkpoint: &Checkpoint) -> Result<String, Error> {
         let text = checkpoint.to_text();
         self.promise.write(&text)?;
-        let now_s = rt::now_ms() / 1000;
+        let now_s = self.clock.read(self.ledger.chain().head.time_ms).sure_ms / 1000;
         Ok(assemble(&text, &[self.keys.log.sign(&text, now_s), self.keys.cosigner.sign(&text, now_s)]))
     }
 

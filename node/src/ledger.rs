@@ -21,6 +21,7 @@ use crate::machine::{damaged_entry, tile_key};
 use crate::merkle;
 use crate::rt;
 use crate::salts::Salts;
+use crate::snapshot::Staging;
 use crate::state_root::{KeyHash, Slot, StateMap};
 use crate::store::names::{self, Names};
 use crate::store::outcomes::Span;
@@ -149,6 +150,8 @@ pub(crate) struct Ledger {
     pub erased: AtomicBool,
     /// Whether the store proved damaged.
     pub suspicion: Suspicion,
+    /// Where a snapshot is received.
+    pub staging: Staging,
     /// Names of stores that were set aside and are still there.
     pub set_aside: Vec<String>,
     chain: RwLock<Chain>,
@@ -169,6 +172,9 @@ const MAP_SYNC_ENTRIES: u64 = 150_000;
 /// … or after this long.
 const MAP_SYNC_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Names that wait in memory before what was put back is made durable.
+const WAITING_NAMES: usize = 16_384;
+
 impl Ledger {
     /// The chain as of one block.
     pub(crate) fn chain(&self) -> RwLockReadGuard<'_, Chain> {
@@ -178,6 +184,11 @@ impl Ledger {
     /// For apply, and for what freezes or flushes the state map.
     pub(crate) fn write_chain(&self) -> RwLockWriteGuard<'_, Chain> {
         self.chain.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a key has a value, or had one that was erased.
+    pub(crate) fn exists(&self, key: &Key) -> Result<bool, Error> {
+        Ok(self.map.get(&key_hash(key))?.is_some_and(|slot| slot.exists()))
     }
 
     /// Wakes at every block.
@@ -234,6 +245,14 @@ impl Ledger {
             *synced = MapSync { size: head.size, at: rt::instant() };
         }
         Ok(head)
+    }
+
+    /// For who adds much in a row: [`Ledger::sync`] once so much waits in memory that it should be.
+    pub(crate) fn sync_if_much(&self) -> Result<(), Error> {
+        if self.chain().names.waiting() >= WAITING_NAMES || self.map.wants_flush()? {
+            self.sync(false)?;
+        }
+        Ok(())
     }
 
     /// The first block that was made by a raft entry after `raft_index`; one above the head if there is none.

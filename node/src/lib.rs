@@ -20,6 +20,7 @@ pub mod view;
 
 mod archive;
 mod canonical;
+mod clock;
 mod cosign;
 mod durable;
 mod identity;
@@ -29,6 +30,7 @@ mod raft;
 mod read;
 mod salts;
 mod segment;
+mod snapshot;
 mod store;
 mod wal;
 

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::clock::Clock;
 use crate::command::{Command, Key, Outcome, Write, WriteCommand};
 use crate::cosign::{self, Notary};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::{Identity, Keys};
 use crate::ledger::Ledger;
-use crate::raft::{Consensus, Job, ReadJob};
+use crate::raft::{Consensus, Job, Ping, ReadJob};
 use crate::rt;
 use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
@@ -22,6 +23,7 @@ use crate::view::{
 };
 
 mod tasks;
+mod vital;
 
 use tasks::{let_go, open_ledger, until};
 
@@ -62,10 +64,12 @@ struct Inner {
     identity: Identity,
     log_info: LogInfo,
     ledger: Arc<Ledger>,
+    clock: Arc<Clock>,
     consensus: Consensus,
     notary: Arc<Notary>,
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<ReadJob>,
+    pings: mpsc::Sender<Ping>,
     free_bytes: AtomicU64,
     stopping: watch::Sender<bool>,
     /// Set when a part failed for good; the daemon must end and be started again.
@@ -115,9 +119,13 @@ impl Node {
     ) -> Result<Self, Error> {
         let log_info = identity.log_info(&keys);
         let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf).await?;
-        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, Arc::clone(&ledger), &identity.origin, keys)?);
+        let clock = Arc::new(Clock::default());
+        let (book, origin) = (Arc::clone(&ledger), &identity.origin);
+        let notary = Notary::open(disk.as_ref(), &config.data, book, origin, keys, Arc::clone(&clock))?;
+        let notary = Arc::new(notary);
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
+        let (pings, ping_queue) = mpsc::channel(1);
         let inner = Arc::new(Inner {
             free_bytes: AtomicU64::new(u64::MAX),
             stopping: watch::Sender::new(false),
@@ -128,16 +136,18 @@ impl Node {
             identity,
             log_info,
             ledger,
+            clock,
             consensus,
             notary,
             writes,
             reads,
+            pings,
         });
         inner.begin().await?;
         inner.look_at_space();
         inner.notary.check_promise()?;
         Arc::clone(&inner.notary).round().await?;
-        inner.spawn_tasks(write_queue, read_queue);
+        inner.spawn_tasks(write_queue, read_queue, ping_queue);
         Ok(Self { inner })
     }
 
@@ -172,11 +182,15 @@ impl Node {
     /// [`Error::Invalid`] and [`Error::TooLarge`] before anything is proposed; [`Error::NoRoom`], [`Error::Overloaded`];
     /// [`Error::Unknown`] when the node failed with the write in flight.
     pub async fn write(&self, write: Write) -> Result<Outcome, Error> {
-        let inner = &self.inner;
+        self.submit(write, false).await
+    }
+
+    /// Queues a write for the batcher and waits for its outcome.
+    async fn submit(&self, write: Write, accepts_clock: bool) -> Result<Outcome, Error> {
         let write = WriteCommand::prepare(write, rt::fill_random)?;
         self.room()?;
         let (reply, answer) = oneshot::channel();
-        inner.writes.try_send(Job { write, reply }).map_err(|e| match e {
+        self.inner.writes.try_send(Job { write, reply, accepts_clock }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the node is stopping".into()),
         })?;
@@ -385,6 +399,7 @@ impl Node {
                 + consensus.log.segment_bytes,
             stores_set_aside: inner.ledger.set_aside.clone(),
             archive,
+            clock: self.clock(),
             raft_log: consensus.log,
             apply: ApplyStages {
                 entries: stages.entries.load(Relaxed),
@@ -408,17 +423,24 @@ impl Inner {
         let LogInfo { vkey, cosigners, policy, .. } = self.log_info.clone();
         let author = self.identity.name.clone();
         if self.ledger.chain().head.system_revision == 0 {
-            let command = Command::Cosigners { time_ms: rt::now_ms(), author, log: vkey, cosigners, policy };
+            let time_ms = self.clock.read(0).sure_ms;
+            let command = Command::Cosigners { time_ms, author, log: vkey, cosigners, policy };
             self.consensus.propose(&command).await?;
         }
         let begun = Identity { begun: true, ..self.identity.clone() };
         begun.save(self.disk.as_ref(), &self.config.data)
     }
 
-    fn spawn_tasks(self: &Arc<Self>, writes: mpsc::Receiver<Job>, reads: mpsc::Receiver<ReadJob>) {
+    fn spawn_tasks(
+        self: &Arc<Self>,
+        writes: mpsc::Receiver<Job>,
+        reads: mpsc::Receiver<ReadJob>,
+        pings: mpsc::Receiver<Ping>,
+    ) {
         let stopping = self.stopping.subscribe();
+        let (clock, author) = (Arc::clone(&self.clock), self.identity.name.clone());
         let tasks = vec![
-            rt::spawn(self.consensus.batcher(writes, stopping.clone())),
+            rt::spawn(self.consensus.batcher(clock, author, writes, pings, stopping.clone())),
             rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
             rt::spawn(until(stopping.clone(), Arc::clone(&self.notary).run())),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),

@@ -15,12 +15,14 @@ use openraft::{Raft, ServerState, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use crate::clock::Clock;
 use crate::command::{Command, Outcome};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::ledger::{HeadRow, Ledger};
 use crate::rt;
-use crate::view::RaftLogStatus;
+use crate::snapshot;
+use crate::view::{Part, RaftLogStatus};
 use crate::wal;
 
 mod log;
@@ -29,7 +31,8 @@ mod propose;
 mod state;
 
 use log::RaftLog;
-pub(crate) use propose::{Job, ReadJob};
+use propose::Proposer;
+pub(crate) use propose::{Job, Ping, ReadJob};
 use state::{Durable, StateMachine};
 
 openraft::declare_raft_types!(
@@ -52,9 +55,22 @@ pub(crate) struct Proposal(pub Bytes);
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Applied(pub Arc<[Outcome]>);
 
-/// A snapshot in transit.
-#[derive(Debug)]
-pub(crate) struct SnapshotStream;
+/// A snapshot in transit, at one of its ends: chunks come out of the one and go into the other.
+pub(crate) enum SnapshotStream {
+    /// Where it is read.
+    Sending(snapshot::Sender),
+    /// Where it is received.
+    Receiving(snapshot::Receiver),
+}
+
+impl std::fmt::Debug for SnapshotStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sending(_) => "Sending",
+            Self::Receiving(_) => "Receiving",
+        })
+    }
+}
 
 const HEARTBEAT_MS: u64 = 50;
 const ELECTION_MIN_MS: u64 = 400;
@@ -96,14 +112,14 @@ impl Consensus {
         let log = RaftLog::open(Arc::clone(disk), directory, node, &wal::Config::default())?;
         check_log(&log, &ledger, begun)?;
         restore_salts(&log, &ledger).await?;
-        let durable = Durable::default();
+        let durable = Durable::new(Arc::clone(&ledger));
         let syncing = Arc::clone(&ledger);
         let synced = rt::blocking(move || syncing.sync(false)).await;
         let head = synced.map_err(|e| Error::Corrupt(format!("making the store durable: {e}")))??;
         if let Some(applied) = durable.advance(&head)? {
             log.release(applied, false).await?;
         }
-        let machine = StateMachine::new(Arc::clone(&ledger), durable.clone())?;
+        let machine = StateMachine::new(Arc::clone(&ledger), durable.clone(), log.clone())?;
         let raft = Raft::new(node, Arc::new(config()?), peers::NoPeers, log.clone(), machine)
             .await
             .map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
@@ -144,13 +160,34 @@ impl Consensus {
         }
     }
 
-    /// The task that turns waiting writes into blocks.
+    /// The task that turns waiting writes into blocks. `author` is that of what the node itself writes.
     pub(crate) fn batcher(
         &self,
+        clock: Arc<Clock>,
+        author: String,
         queue: mpsc::Receiver<Job>,
+        pings: mpsc::Receiver<Ping>,
         stopping: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        propose::batcher(self.raft.clone(), queue, stopping)
+        let proposer = Proposer { raft: self.raft.clone(), ledger: Arc::clone(&self.ledger), clock, author };
+        propose::batcher(proposer, queue, pings, stopping)
+    }
+
+    /// Asks Raft core, apply and the raft log's thread, in this order, for a sign of life; returns when all have given
+    /// one. `asks` is told which is asked next. None needs a quorum, so a lost one does not delay the answer.
+    ///
+    /// # Errors
+    /// When a part has ended; what it was doing stands in the journal.
+    pub(crate) async fn pulse(&self, asks: impl Fn(Part)) -> Result<(), Error> {
+        let committed = self.raft.with_raft_state(|state| state.committed.map(|id| id.index)).await;
+        let committed = committed.map_err(|e| Error::Unavailable(format!("the Raft core has stopped: {e}")))?;
+        asks(Part::Apply);
+        // What is committed is applied soon, whoever else is gone.
+        if let Some(applied) = committed.and_then(|index| self.ledger.applied(index)) {
+            applied.await.map_err(|_| Error::Unavailable("apply has stopped".into()))?;
+        }
+        asks(Part::RaftLog);
+        self.log.ping().await
     }
 
     /// The task that answers linearizable reads.
@@ -277,6 +314,8 @@ fn check_log(log: &RaftLog, ledger: &Ledger, begun: bool) -> Result<(), Error> {
         let chain = ledger.chain();
         (!chain.head.raft.is_empty()).then_some(chain.head.raft_index)
     };
+    // A snapshot may have been installed, and the raft log not yet know that it begins behind it.
+    let installed = state::installed(ledger)?;
     let end = applied.map_or("are empty".into(), |index| format!("end at raft index {index}"));
     let last = log.last_log_id().map(|id| id.index);
     let purged = log.purged().map(|id| id.index);
@@ -289,7 +328,7 @@ fn check_log(log: &RaftLog, ledger: &Ledger, begun: bool) -> Result<(), Error> {
         (Some(purged), _) if Some(purged) > applied => {
             Err(lost(format!("store and archive {end}, but the raft log keeps only what comes after {purged}")))
         }
-        (_, last) if last.is_some() && last < applied => {
+        (_, last) if last < applied && last.is_some() && applied != installed => {
             Err(lost(format!("the raft log ends at index {}, but store and archive {end}", last.unwrap_or_default())))
         }
         _ => Ok(()),

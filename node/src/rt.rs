@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::AsyncRuntime;
@@ -18,6 +19,7 @@ pub struct World {
     rng: StdRng,
     origin: tokio::time::Instant,
     origin_ms: u64,
+    synchronised: bool,
 }
 
 thread_local! {
@@ -27,8 +29,17 @@ thread_local! {
 /// Installs a simulated world on this thread: time is tokio's (paused) clock from `origin_ms`, randomness comes from
 /// `seed`. Returns nothing to undo: a simulation owns its thread.
 pub fn simulate(seed: u64, origin_ms: u64) {
-    let world = World { rng: StdRng::seed_from_u64(seed), origin: tokio::time::Instant::now(), origin_ms };
+    let origin = tokio::time::Instant::now();
+    let world = World { rng: StdRng::seed_from_u64(seed), origin, origin_ms, synchronised: true };
     WORLD.with(|w| *w.borrow_mut() = Some(Rc::new(RefCell::new(world))));
+}
+
+/// Sets the wall clock of this thread's simulated world, and whether the world says that it is synchronised.
+pub fn set_simulated_clock(now_ms: u64, synchronised: bool) {
+    if let Some(w) = world() {
+        let mut w = w.borrow_mut();
+        (w.origin, w.origin_ms, w.synchronised) = (tokio::time::Instant::now(), now_ms, synchronised);
+    }
 }
 
 fn world() -> Option<Rc<RefCell<World>>> {
@@ -52,6 +63,21 @@ pub fn now_ms() -> u64 {
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether the machine says that its clock is synchronised; one clock, so one answer per process.
+static SYNCHRONISED: AtomicBool = AtomicBool::new(false);
+
+/// Takes note of whether the machine says that its clock is synchronised with a time source. Who runs a node asks the
+/// machine, now and then; before the first report the answer is no.
+pub fn report_synchronised(yes: bool) {
+    SYNCHRONISED.store(yes, Relaxed);
+}
+
+/// Whether the wall clock is synchronised, as reported last.
+#[must_use]
+pub fn is_synchronised() -> bool {
+    world().map_or_else(|| SYNCHRONISED.load(Relaxed), |w| w.borrow().synchronised)
 }
 
 /// A monotonic instant.

@@ -15,7 +15,8 @@ use ring::digest::{Context, SHA256};
 use crate::disk::{Disk, File};
 use crate::error::Error;
 
-const SALT_BYTES: usize = 32;
+/// Length of a salt, in bytes.
+pub(crate) const SALT_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
 
 /// 32 random bytes; all zero: destroyed.
@@ -43,11 +44,16 @@ impl Salts {
         let mut salt = [0; SALT_BYTES];
         let read = self.file.read_at(&mut salt, offset(slot)).map_err(|e| Error::io("reading the salt file", &e))?;
         if read < SALT_BYTES {
-            return Err(Error::Corrupt(format!(
-                "the salt file ends before slot {slot}: restore a backup, or rejoin the cluster from its peers"
-            )));
+            return Err(ends_before(slot));
         }
         Ok((salt != [0; SALT_BYTES]).then_some(salt))
+    }
+
+    /// The salts of consecutive slots, one after another; all zero: destroyed.
+    pub(crate) fn read_many(&self, first: u64, count: usize) -> Result<Vec<u8>, Error> {
+        let mut salts = vec![0; count * SALT_BYTES];
+        let read = self.file.read_at(&mut salts, offset(first)).map_err(|e| Error::io("reading the salt file", &e))?;
+        if read < salts.len() { Err(ends_before(first + count as u64)) } else { Ok(salts) }
     }
 
     /// Destroys the salts of slots, durably.
@@ -61,6 +67,12 @@ impl Salts {
     pub(crate) fn sync(&self) -> Result<(), Error> {
         self.file.sync().map_err(|e| Error::io("syncing the salt file", &e))
     }
+}
+
+fn ends_before(slot: u64) -> Error {
+    Error::Corrupt(format!(
+        "the salt file ends before slot {slot}: restore a backup, or rejoin the cluster from its peers"
+    ))
 }
 
 fn offset(slot: u64) -> u64 {

@@ -11,7 +11,7 @@
 //! never shows a wrong root. So a change reaches a page only when its block is durable elsewhere
 //! ([`StateMap::flush`]); opening finds the newest set of pages that is provably whole, and the caller replays the
 //! entries of the blocks above [`StateMap::low_water`] through [`StateMap::apply`] and compares the root with that of
-//! its newest block ([`StateMap::check`]). If they differ, [`StateMap::reset`] and replay from the first block.
+//! its newest block ([`StateMap::root`]). If they differ, [`StateMap::reset`] and replay from the first block.
 //!
 //! **Locks.** One `RwLock` over everything but the file. Readers share it and read pages under it. `apply` holds it
 //! for a block, `flush` for a slice of [`SLICE_BUCKETS`] buckets. `sync` waits for the disk without it.
@@ -301,10 +301,8 @@ impl StateMap {
     }
 
     /// The revision of a key as of a frozen view.
-    ///
-    /// # Errors
-    /// As [`StateMap::get`]; [`Error::NotFound`] when the view is gone.
-    pub fn get_at(&self, key: &KeyHash, view: ViewId) -> Result<Option<Stored>, Error> {
+    #[cfg(test)]
+    fn get_at(&self, key: &KeyHash, view: ViewId) -> Result<Option<Stored>, Error> {
         Ok(self.read()?.entry_at(key, view)?.as_ref().map(stored))
     }
 
@@ -328,36 +326,12 @@ impl StateMap {
         Ok(self.read()?.root())
     }
 
-    /// Compares the root with the one that the newest block carries.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when they differ: [`StateMap::reset`] and replay from the first block.
-    pub fn check(&self, expected_root: &[u8; 32]) -> Result<(), Error> {
-        let map = self.read()?;
-        if map.root() == *expected_root {
-            return Ok(());
-        }
-        Err(Error::Corrupt(format!(
-            "{} does not give the state root of block {}: it must be rebuilt from the entries",
-            self.path.display(),
-            map.block()
-        )))
-    }
-
     /// Sizes, for metrics.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when an earlier call failed halfway.
     pub fn sizes(&self) -> Result<Sizes, Error> {
         Ok(self.read()?.sizes())
-    }
-
-    /// Number of keys in the trie.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when an earlier call failed halfway.
-    pub fn live_keys(&self) -> Result<u64, Error> {
-        Ok(self.read()?.sizes().live_keys)
     }
 
     /// Keeps the state of the newest block, which must be `block`, readable until it is released.

@@ -272,8 +272,8 @@ impl SledRows {
                     "{directory} is in use by another process: stop that one first"
                 )));
             }
-            Ok(Err(error)) => return Err(damaged(directory, &error.to_string())),
-            Err(panic) => return Err(damaged(directory, &panic_text(&panic))),
+            Ok(Err(error)) => return Err(failed(directory, &error)),
+            Err(panic) => return Err(panicked(directory, &panic)),
         };
         let data_path = directory.join("db");
         let data_file =
@@ -312,8 +312,8 @@ impl SledRows {
     fn fenced<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, Error> {
         match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(damaged(&self.directory, &error.to_string())),
-            Err(panic) => Err(damaged(&self.directory, &panic_text(&panic))),
+            Ok(Err(error)) => Err(failed(&self.directory, &error)),
+            Err(panic) => Err(panicked(&self.directory, &panic)),
         }
     }
 
@@ -343,9 +343,9 @@ impl SledRows {
         }));
         match done {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(TransactionError::Storage(error))) => Err(damaged(&self.directory, &error.to_string())),
+            Ok(Err(TransactionError::Storage(error))) => Err(failed(&self.directory, &error)),
             Ok(Err(TransactionError::Abort(()))) => Err(damaged(&self.directory, "a batch was refused")),
-            Err(panic) => Err(damaged(&self.directory, &panic_text(&panic))),
+            Err(panic) => Err(panicked(&self.directory, &panic)),
         }
     }
 
@@ -368,6 +368,35 @@ impl SledRows {
         }
         if any { fs::File::open(&directory)?.sync_all() } else { Ok(()) }
     }
+}
+
+/// An error of sled's: damage, unless it says that the system has no room or does not let it.
+fn failed(directory: &Path, error: &sled::Error) -> Error {
+    use std::io::ErrorKind;
+    match error {
+        sled::Error::Io(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::StorageFull
+                    | ErrorKind::QuotaExceeded
+                    | ErrorKind::PermissionDenied
+                    | ErrorKind::ReadOnlyFilesystem
+                    | ErrorKind::OutOfMemory
+            ) =>
+        {
+            Error::io(format!("the store in {}", directory.display()), error)
+        }
+        other => damaged(directory, &other.to_string()),
+    }
+}
+
+/// A panic of sled's: damage, unless it came of a full disk.
+fn panicked(directory: &Path, panic: &Box<dyn std::any::Any + Send>) -> Error {
+    let text = panic_text(panic);
+    if ["StorageFull", "No space left"].iter().any(|full| text.contains(full)) {
+        return Error::Io { context: format!("the store in {}", directory.display()), message: text };
+    }
+    damaged(directory, &text)
 }
 
 fn damaged(directory: &Path, what: &str) -> Error {

@@ -190,6 +190,45 @@ pub struct LogInfo {
     pub policy: String,
 }
 
+/// A part of the node that must give signs of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// What turns waiting writes into blocks.
+    Batcher,
+    /// The Raft core.
+    Core,
+    /// What applies committed entries.
+    Apply,
+    /// The thread that writes and syncs the raft log.
+    RaftLog,
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Batcher => "the batcher",
+            Self::Core => "the Raft core",
+            Self::Apply => "apply",
+            Self::RaftLog => "the raft log's thread",
+        })
+    }
+}
+
+/// The wall clock, and what is made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClockStatus {
+    /// What the clock says, milliseconds since 1970.
+    pub wall_ms: u64,
+    /// The time that the node goes by, milliseconds since 1970.
+    pub sure_ms: u64,
+    /// Whether the machine says that the clock is synchronised.
+    pub synchronised: bool,
+    /// Whether the clock is not believed: it is not synchronised, and more than a day past what is known.
+    pub doubted: bool,
+    /// Whether the newest block has the time of an earlier one because the clock was doubted.
+    pub held: bool,
+}
+
 /// Bounds of the classes that fsyncs of the raft log are counted in: a good disk takes less than one millisecond, an
 /// election waits 400 ms, and [`RaftLogStatus::write_in_flight`] says when one does not end.
 pub const FSYNC_BOUNDS: [Duration; 12] = [
@@ -250,6 +289,8 @@ pub struct Status {
     pub archive: ArchiveStatus,
     /// Checkpoints published since start; each was signed and cosigned.
     pub checkpoint_rounds: u64,
+    /// The clock.
+    pub clock: ClockStatus,
     /// The raft log.
     pub raft_log: RaftLogStatus,
     /// What apply did and what it took.

@@ -181,6 +181,17 @@ impl Wal {
         self.shared().counters.stats(cached_bytes)
     }
 
+    /// Calls `done` when all that was queued before is written and one more fsync has been answered.
+    ///
+    /// # Errors
+    /// That of the write or fsync that ended the log.
+    pub(crate) fn ping(&self, done: Done) -> Result<(), Error> {
+        let mut queue = self.queue()?;
+        queue.push(Op::Ping, Some(done));
+        self.shared().kick(queue);
+        Ok(())
+    }
+
     /// Queues a vote. With `done`, it is made durable at once; without, soon and without an fsync of its own, which is
     /// enough for a vote that only learned of its quorum.
     ///

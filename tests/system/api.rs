@@ -344,7 +344,7 @@ async fn every_route_that_the_description_names_answers_as_described() {
         if described == "application/json" {
             assert_eq!(header(&answer, "content-type"), "application/json", "{path}");
             fits(&answer.json().unwrap(), &of["schema"], schemas).unwrap_or_else(|why| panic!("{path}: {why}"));
-        } else {
+        } else if described != "*/*" {
             assert!(header(&answer, "content-type").starts_with(described.as_str()), "{path} is not {described}");
         }
         checked += 1;

@@ -235,8 +235,7 @@ async fn tls_keys_are_made_again_by_the_ca() {
         bytes[middle] = if bytes[middle] == b'A' { b'B' } else { b'A' };
         fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(&bytes, 0).unwrap();
     };
-    let how: [(&str, &dyn Fn(&Path)); 3] = [("missing", &gone), ("cut to 40 bytes", &cut), ("changed", &changed)];
-    for (what, damage) in how {
+    for (what, damage) in [("missing", &gone as &dyn Fn(&Path)), ("cut to 40 bytes", &cut), ("changed", &changed)] {
         for files in [&["node.key"][..], &["node.pem"], &["node.key", "node.pem"]] {
             let case = format!("{what}: {}", files.join(", "));
             copy(&sound, &data);

@@ -3,8 +3,8 @@
 
 use hyper::HeaderMap;
 use hyper::header::IF_MATCH;
+use samovar_node::Node;
 use samovar_node::command::{KEY_BYTES_MAX, RESERVED_PREFIX, Requirement};
-use samovar_node::{Node, rt};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -47,8 +47,8 @@ pub(super) fn checked_name(name: &str) -> Result<(), Problem> {
 }
 
 /// Refuses an end that is over.
-pub(super) fn checked_end(expires_ms: Option<u64>) -> Result<(), Problem> {
-    if expires_ms.is_some_and(|end| end <= rt::now_ms()) {
+pub(super) fn checked_end(node: &Node, expires_ms: Option<u64>) -> Result<(), Problem> {
+    if expires_ms.is_some_and(|end| end <= node.now_ms()) {
         return Err(Problem::unprocessable("`expires_ms` lies in the past"));
     }
     Ok(())
@@ -81,7 +81,7 @@ pub(super) async fn somebody_left(node: &Node, gone: Gone<'_>) -> Result<Vec<Req
     let gone_user = |name: &str| matches!(gone, Gone::User(g) if g == name);
     let admin = |name: &str| users.iter().find(|u| u.id == name && !gone_user(name) && manages(&u.row));
     for key in API_KEYS.all(node).await? {
-        if matches!(gone, Gone::ApiKey(id) if id == key.id) || !key.row.is_live(rt::now_ms()) {
+        if matches!(gone, Gone::ApiKey(id) if id == key.id) || !key.row.is_live(node.now_ms()) {
             continue;
         }
         let holder = match &key.row.holder {

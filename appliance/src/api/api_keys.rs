@@ -71,7 +71,7 @@ struct Listed<'a> {
 pub(crate) async fn create(call: Call) -> Handled {
     let (call, wanted) = access::body::<NewApiKey>(call).await?;
     checked_name(&wanted.name)?;
-    checked_end(wanted.expires_ms)?;
+    checked_end(&call.app.node, wanted.expires_ms)?;
     let node = &call.app.node;
     node.barrier().await?;
     let (holder, mut requirements) = match (wanted.role, wanted.user) {
@@ -115,7 +115,7 @@ pub(crate) async fn list(call: Call) -> Handled {
 pub(crate) async fn change(call: Call) -> Handled {
     let (call, wanted) = access::body::<Changed>(call).await?;
     checked_name(&wanted.name)?;
-    checked_end(wanted.expires_ms)?;
+    checked_end(&call.app.node, wanted.expires_ms)?;
     let node = &call.app.node;
     node.barrier().await?;
     let before = API_KEYS.get(node, call.captured()).await?;
@@ -159,7 +159,7 @@ fn is_admins(key: &ApiKey) -> bool {
 
 /// Conditions for taking the rights of a key away.
 async fn needed(call: &Call, key: &Stored<ApiKey>) -> Result<Vec<samovar_node::command::Requirement>, Problem> {
-    if key.row.is_live(samovar_node::rt::now_ms()) && is_admins(&key.row) {
+    if key.row.is_live(call.app.node.now_ms()) && is_admins(&key.row) {
         return somebody_left(&call.app.node, Gone::ApiKey(&key.id)).await;
     }
     Ok(Vec::new())

@@ -1,7 +1,6 @@
 //! `/v1/certificates`: keys of TLS client certificates, each of one user. Each change is an entry.
 
 use hyper::StatusCode;
-use samovar_node::rt;
 use serde::{Deserialize, Serialize};
 
 use super::access::{self, checked_end, checked_name};
@@ -37,7 +36,7 @@ struct Listed<'a> {
 pub(crate) async fn create(call: Call) -> Handled {
     let (call, NewCertificate { name, user, key, expires_ms }) = access::body::<NewCertificate>(call).await?;
     checked_name(&name)?;
-    checked_end(expires_ms)?;
+    checked_end(&call.app.node, expires_ms)?;
     let Some(hash) = crate::auth::key_hash_of(&key) else {
         return Err(Problem::unprocessable("`key` must be the SHA-256 of the public key in DER, 64 digits of hex"));
     };
@@ -55,7 +54,7 @@ pub(crate) async fn create(call: Call) -> Handled {
         let detail = format!("a user has at most {OWNED_MAX} certificates, the ledger {}", CERTIFICATES.rows_max);
         return Err(Problem::conflict("too-many-certificates", detail));
     }
-    let row = Certificate { name, user, created_ms: rt::now_ms(), expires_ms };
+    let row = Certificate { name, user, created_ms: node.now_ms(), expires_ms };
     let requirements = vec![CERTIFICATES.unchanged(&key, None)?, USERS.unchanged(&owner.id, Some(owner.revision))?];
     let committed = commit(node, &call.principal.id, requirements, vec![CERTIFICATES.put(&key, &row)?]).await?;
     // At once, and not only when the change has been noticed: the next handshake may follow on the answer.

@@ -70,7 +70,7 @@ struct Place(Arc<App>);
 impl Place {
     fn take(app: &Arc<App>) -> Result<Self, Problem> {
         let open = app.metrics.watches.inc();
-        if open >= app.watches_max as u64 {
+        if open >= app.limits.get().watches_max as u64 {
             app.metrics.watches.dec();
             return Err(Problem::unavailable("all places for watches are taken (limits.watches); try again later"));
         }

@@ -235,25 +235,34 @@ pub(super) fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Op
     Ok(Some(text))
 }
 
-/// `If-Match: "REV"` or `If-None-Match: *` as a requirement.
+/// `If-Match: "REV"` or `If-None-Match: *` as a requirement. An empty list of tags is well-formed, and none of its tags
+/// matches (RFC 9110, 5.6.1, 13.1.1 and 13.1.2).
 fn write_conditions(headers: &HeaderMap, key: &Key) -> Result<Vec<Requirement>, Problem> {
-    let require = |revision| vec![Requirement { key: key.clone(), revision }];
-    match (single(headers, &IF_MATCH)?, single(headers, &IF_NONE_MATCH)?) {
-        (None, None) => Ok(Vec::new()),
-        (Some(""), None) => Err(no_tag_matches()),
-        (Some(tag), None) => match strong_tag(tag) {
-            Some(revision) => Ok(require(Some(revision))),
+    let require = |revision| Ok(vec![Requirement { key: key.clone(), revision }]);
+    let absent = match single(headers, &IF_NONE_MATCH)? {
+        None | Some("") => false,
+        Some("*") => true,
+        Some(_) => return Err(Problem::invalid("for a write If-None-Match must be *")),
+    };
+    match single(headers, &IF_MATCH)? {
+        None if absent => require(None),
+        None => Ok(Vec::new()),
+        Some("") => Err(no_tag_matches()),
+        Some(tag) => match strong_tag(tag) {
             None => Err(Problem::invalid("If-Match must name one revision: If-Match: \"REVISION\"")),
+            Some(_) if absent => Err(never("the key cannot have a revision and not exist")),
+            Some(revision) => require(Some(revision)),
         },
-        (None, Some("*")) => Ok(require(None)),
-        (None, Some(_)) => Err(Problem::invalid("for a write If-None-Match must be *")),
-        (Some(_), Some(_)) => Err(Problem::invalid("If-Match and If-None-Match exclude each other")),
     }
 }
 
 /// An empty list of tags is well-formed, and none of its tags matches (RFC 9110, 5.6.1 and 13.1.1).
 pub(super) fn no_tag_matches() -> Problem {
-    Problem::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", "If-Match names no revision, so none matches")
+    never("If-Match names no revision, so none matches")
+}
+
+fn never(why: &str) -> Problem {
+    Problem::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", why)
 }
 
 /// What to answer instead of the value: 412, 304, or nothing.
@@ -300,8 +309,10 @@ mod tests {
         }
         let empty = of(&[("if-match", "")]).expect_err("no tag of an empty list matches");
         assert_eq!(empty.status().as_u16(), 412);
+        assert_eq!(of(&[("if-none-match", "")]).expect("an empty list excludes nothing"), vec![]);
         assert!(of(&[("if-none-match", "\"7\"")]).is_err(), "If-None-Match with a tag on a write");
-        assert!(of(&[("if-match", "\"7\""), ("if-none-match", "*")]).is_err(), "both");
+        let both = of(&[("if-match", "\"7\""), ("if-none-match", "*")]).expect_err("no key meets both");
+        assert_eq!(both.status().as_u16(), 412);
     }
 
     #[test]

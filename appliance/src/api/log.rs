@@ -81,7 +81,7 @@ pub(crate) async fn tile(call: Call) -> Handled {
     // A tile never changes; who may keep it depends on who may read it.
     let public = HeaderValue::from_static("public, max-age=31536000, immutable");
     let private = HeaderValue::from_static("private, max-age=31536000, immutable");
-    response.headers_mut().insert(CACHE_CONTROL, if call.app.public { public } else { private });
+    response.headers_mut().insert(CACHE_CONTROL, if call.app.openness.get().public { public } else { private });
     Ok(response)
 }
 

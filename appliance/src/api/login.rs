@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::StatusCode;
-use samovar_node::rt;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
@@ -109,7 +108,7 @@ pub(crate) async fn logout(call: Call) -> Handled {
     let node = &call.app.node;
     node.barrier().await?;
     let Stored { id: name, revision, row: mut user } = USERS.get(node, name).await?;
-    user.end_session(id, *expires_ms, rt::now_ms());
+    user.end_session(id, *expires_ms, node.now_ms());
     let requirements = vec![USERS.unchanged(&name, Some(revision))?];
     let committed = commit(node, &call.principal.id, requirements, vec![USERS.put(&name, &user)?]).await?;
     Ok(render::committed(render::empty(StatusCode::NO_CONTENT), &committed))

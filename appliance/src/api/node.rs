@@ -2,12 +2,12 @@
 
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
-use samovar_node::rt;
+use samovar_node::view::ClockStatus;
 use serde::Serialize;
 
 use super::problem::Problem;
 use super::{Call, Handled, render};
-use crate::{metrics, openapi};
+use crate::{metrics, openapi, output};
 
 #[derive(Serialize)]
 struct Status<'a> {
@@ -29,7 +29,17 @@ struct Status<'a> {
     uptime_s: u64,
     /// When these figures were taken, so that who shows them can say how old they are.
     now_ms: u64,
+    clock: Clock,
     errors: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Clock {
+    wall_ms: u64,
+    sure_ms: u64,
+    synchronised: bool,
+    doubted: bool,
+    held: bool,
 }
 
 /// `GET /v1/status`.
@@ -47,6 +57,14 @@ pub(crate) async fn status(call: Call) -> Handled {
             .push(format!("a damaged store was set aside as {name} and rebuilt: look after the disk, then remove it"));
     }
     let head = status.head;
+    let ClockStatus { wall_ms, sure_ms, synchronised, doubted, held } = status.clock;
+    if doubted {
+        let (wall, sure) = (output::time(wall_ms), output::time(sure_ms));
+        errors.push(format!(
+            "the clock says {wall}, which nothing confirms and which is more than a day ahead: blocks keep the time {sure}. \
+             Set the clock right, or if it is right: samovar clock accept"
+        ));
+    }
     render::json(
         StatusCode::OK,
         &Status {
@@ -66,7 +84,8 @@ pub(crate) async fn status(call: Call) -> Handled {
             store_bytes: status.store_bytes,
             archive_bytes: status.archive.bytes,
             uptime_s: call.app.started.elapsed().as_secs(),
-            now_ms: rt::now_ms(),
+            now_ms: wall_ms,
+            clock: Clock { wall_ms, sure_ms, synchronised, doubted, held },
             errors,
         },
     )

@@ -24,12 +24,14 @@ pub(crate) struct Problem {
     extra: Map<String, Value>,
     header: Option<(HeaderName, HeaderValue)>,
     close: bool,
+    /// For the journal alone.
+    cause: Option<String>,
 }
 
 impl Problem {
     /// A problem with a name that stays stable.
     pub(crate) fn new(status: StatusCode, name: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, name, detail: detail.into(), extra: Map::new(), header: None, close: false }
+        Self { status, name, detail: detail.into(), extra: Map::new(), header: None, close: false, cause: None }
     }
 
     /// Adds a member.
@@ -61,6 +63,9 @@ impl Problem {
 
     /// The response: `application/problem+json`.
     pub(crate) fn into_response(self, request_id: &str) -> Response<Payload> {
+        if let Some(error) = &self.cause {
+            tracing::error!(request_id, error, "a request failed");
+        }
         let mut body = self.extra;
         body.insert("type".into(), json!(format!("{TYPE_PREFIX}{}", self.name)));
         body.insert("title".into(), json!(self.status.canonical_reason().unwrap_or("Error")));
@@ -214,9 +219,9 @@ impl Problem {
 
     /// 500: what failed stands in the journal, not in the answer.
     pub(crate) fn internal(error: &dyn std::fmt::Display) -> Self {
-        tracing::error!(%error, "a request failed");
         let detail = "the node failed; its journal says why, under this request id";
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+        let cause = Some(error.to_string());
+        Self { cause, ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail) }
     }
 }
 

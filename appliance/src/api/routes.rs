@@ -5,7 +5,7 @@
 
 use hyper::Method;
 
-use super::{Route, api_keys, certificates, entries, feed, keys, log, login, node, transactions, users};
+use super::{Route, api_keys, certificates, clock, entries, feed, keys, log, login, node, transactions, users};
 use crate::auth::Right;
 use crate::quota::Class;
 
@@ -185,7 +185,7 @@ pub(crate) static ROUTES: &[Route] = &[
         summary: "A tile of hashes or entries (C2SP tlog-tiles).",
         query: &[],
         body: None,
-        answers: &[(200, Some("bytes"))],
+        answers: &[(200, Some("application/octet-stream"))],
         problems: &[404],
         handler: handler!(log::tile),
     },
@@ -428,6 +428,18 @@ pub(crate) static ROUTES: &[Route] = &[
         answers: &[(201, Some("RotatedKey"))],
         problems: &[409, 412, 507],
         handler: handler!(login::rotate),
+    },
+    Route {
+        method: Method::POST,
+        pattern: "/v1/clock/accept",
+        right: Right::AcceptClock,
+        class: Class::Api,
+        summary: "Accepts a clock that is not believed, for good: the time of blocks moves to it.",
+        query: &[],
+        body: None,
+        answers: &[(201, Some("AcceptedClock"))],
+        problems: &[409, 507],
+        handler: handler!(clock::accept),
     },
     Route {
         method: Method::GET,

@@ -90,6 +90,8 @@ rights! {
     ReadMetrics:  Node,  "read metrics",                         [Operator, Reader];
     /// Users, API keys, certificates, and other people's sessions.
     ManageAccess: Whole, "manage users, API keys and certificates", [];
+    /// Say that a doubted clock is right.
+    AcceptClock:  Whole, "accept a clock that is not believed", [];
     /// Secrets of the ledger: replace them by new ones.
     Rotate:       Whole, "rotate secrets",                       [Operator];
 }

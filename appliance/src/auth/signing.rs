@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use samovar_node::command::Committed;
-use samovar_node::{Node, Operation, rt};
+use samovar_node::{Node, Operation};
 use tokio::sync::Mutex;
 
 use super::rows::{SESSION_KEYS, SessionKey};
@@ -68,7 +68,7 @@ impl Signing {
     ) -> Result<Committed, Problem> {
         node.barrier().await?;
         let (seed, signer) = KeyFile::draw().map_err(|e| Problem::internal(&e))?;
-        let now_ms = rt::now_ms();
+        let now_ms = node.now_ms();
         let rows = SESSION_KEYS.all(node).await?;
         let mut requirements = vec![SESSION_KEYS.unchanged(&signer.id, None)?];
         let mut operations = vec![SESSION_KEYS.put(

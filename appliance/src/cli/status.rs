@@ -94,6 +94,13 @@ fn figures(status: &Value) -> String {
         size("store_bytes"),
         number(status, "uptime_s").map_or("?".into(), |s| output::span(s.saturating_mul(1000))),
     );
+    let clock = |name: &str| status.get("clock").and_then(|c| c.get(name)).and_then(Value::as_bool);
+    match (clock("doubted"), clock("synchronised")) {
+        (Some(true), _) => text.push_str("The clock is not believed: blocks keep the last sure time.\n"),
+        (_, Some(true)) => {}
+        (_, Some(false)) => text.push_str("The clock is believed, though nothing synchronises it.\n"),
+        (_, None) => {}
+    }
     let (entries, covered) = (number(status, "size").unwrap_or(0), number(status, "checkpoint_size").unwrap_or(0));
     if covered < entries {
         text.push_str(&format!("The newest checkpoint covers {covered} entries, {} wait for it.\n", entries - covered));
@@ -122,9 +129,11 @@ mod tests {
         );
         status["errors"] = serde_json::json!(["no room:\u{1b}[2J 5 bytes free"]);
         status["checkpoint_size"] = 19_000.into();
+        status["clock"] = serde_json::json!({ "doubted": true, "synchronised": false });
         let text = render(&status, 40);
         assert!(text.contains("Attention: no room:\u{fffd}[2J 5 bytes free\n"), "errors in words, defused: {text}");
         assert!(text.contains("covers 19000 entries, 1000 wait"), "what is not signed yet is said: {text}");
+        assert!(text.contains("The clock is not believed"), "a doubted clock is said: {text}");
         assert!(render(&serde_json::json!({}), 1).contains("Block ?: ? entries"), "missing figures are not made up");
     }
 }

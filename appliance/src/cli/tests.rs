@@ -70,6 +70,7 @@ fn command_lines_of_the_interface_parse() {
         "user remove-certificate ab",
         "rotate sessions",
         "rotate sessions --end-all",
+        "clock accept",
         "completions bash",
         "man d",
         "--output json keys",

@@ -1,19 +1,15 @@
 //! Request ids, and what every answer carries whatever it says.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use hyper::header::{
     CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
 };
-use hyper::http::request::Parts;
 use hyper::{Method, Response};
 
 use super::body::Payload;
 use crate::api::problem::Problem;
-use crate::metrics::Metrics;
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
@@ -64,7 +60,7 @@ impl RequestId {
     }
 }
 
-/// What a handler answers: the response, and what metrics and access log call it.
+/// What a handler answers: the response, and what metrics and the access record call it.
 pub(crate) struct Answer {
     /// The response.
     pub(crate) response: Response<Payload>,
@@ -107,30 +103,5 @@ pub(super) fn method_label(method: &Method) -> &'static str {
         Method::POST => "POST",
         Method::DELETE => "DELETE",
         _ => "other",
-    }
-}
-
-/// What the access log needs of a request, kept only if it will be written. Never a header: they hold secrets.
-pub(super) struct AccessLine(Option<(Method, String)>);
-
-impl AccessLine {
-    pub(super) fn of(head: &Parts, metrics: &Metrics) -> Self {
-        let wanted = metrics.access_log && tracing::enabled!(target: "samovar::access", tracing::Level::INFO);
-        Self(wanted.then(|| (head.method.clone(), head.uri.path().to_owned())))
-    }
-
-    pub(super) fn write(&self, answer: &Answer, id: &RequestId, peer: IpAddr, took: Duration) {
-        let status = answer.response.status().as_u16();
-        let (id, route, micros) = (id.as_str(), answer.route, took.as_micros());
-        let actor = answer.actor.as_deref().unwrap_or("-");
-        match &self.0 {
-            Some((method, path)) => {
-                tracing::info!(target: "samovar::access", %method, path, status, route, actor, %peer, id, micros);
-            }
-            None if status >= 500 => {
-                tracing::warn!(target: "samovar::access", status, route, actor, %peer, id, micros, "request failed");
-            }
-            None => {}
-        }
     }
 }

@@ -10,12 +10,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::body::Watched;
 use super::io::Observed;
 use super::registry::{Place, Registry};
-use super::{Limits, Peer, Proved, Shared};
+use super::{Peer, Proved, Shared};
 use crate::tls;
 
 /// HTTP/2 pings: how often, and how long the answer may take. It is what ends a header without its CONTINUATION.
@@ -62,7 +63,8 @@ async fn run(shared: Arc<Shared>, place: Place, socket: TcpStream, address: IpAd
     if socket.set_nodelay(true).is_err() {
         return;
     }
-    let handshake = tokio::time::timeout(shared.limits.handshake_timeout, shared.tls.accept(socket)).await;
+    let accepting = TlsAcceptor::from(shared.tls.get()).accept(socket);
+    let handshake = tokio::time::timeout(shared.limits.get().handshake_timeout, accepting).await;
     let tls = match handshake {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => {
@@ -113,7 +115,7 @@ async fn http1_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: Peer,
 ) -> hyper::Result<()> {
-    let limits: &Limits = &shared.limits;
+    let limits = shared.limits.get();
     let service = service_fn(|request| {
         let in_flight = place.activity.begin();
         async move {
@@ -139,7 +141,7 @@ async fn http2_connection(
     tls: TlsStream<TcpStream>,
     peer: Peer,
 ) -> hyper::Result<()> {
-    let limits: &Limits = &shared.limits;
+    let limits = shared.limits.get();
     let (owned, activity) = (shared.clone(), place.activity.clone());
     let service = service_fn(move |request| {
         let (shared, in_flight) = (owned.clone(), activity.begin());

@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, Interval};
 
 use super::Limits;
+use crate::live::Live;
 use crate::metrics::Metrics;
 
 /// Idle connections that one scan makes room of when all places are taken.
@@ -187,7 +188,7 @@ enum Verdict {
 
 /// All open connections.
 pub(super) struct Registry {
-    limits: Arc<Limits>,
+    limits: Live<Limits>,
     metrics: Arc<Metrics>,
     origin: Instant,
     clock: Arc<AtomicU64>,
@@ -218,8 +219,8 @@ pub(super) struct Place {
 }
 
 impl Registry {
-    pub(super) fn new(limits: Arc<Limits>, metrics: Arc<Metrics>) -> Self {
-        metrics.connections_max(limits.connections_max);
+    pub(super) fn new(limits: Live<Limits>, metrics: Arc<Metrics>) -> Self {
+        metrics.connections_max(limits.get().connections_max);
         let clock = Arc::new(AtomicU64::new(1));
         Self { limits, metrics, origin: Instant::now(), clock, open: Mutex::default(), changed: Notify::new() }
     }
@@ -230,11 +231,12 @@ impl Registry {
         let address = network_of(address);
         let mut open = lock(&registry.open);
         let of_address = open.per_address.get(&address).copied().unwrap_or(0);
-        if of_address >= registry.limits.connections_per_address_max {
+        let limits = registry.limits.get();
+        if of_address >= limits.connections_per_address_max {
             registry.metrics.refused("address");
             return None;
         }
-        if open.connections.len() >= registry.limits.connections_max {
+        if open.connections.len() >= limits.connections_max {
             // The places come free when the tasks were dropped, soon; until then there is no room for this one either.
             registry.evict(&open);
             registry.metrics.refused("total");
@@ -276,7 +278,7 @@ impl Registry {
             .map(|c| (c.activity.idle_since.load(Ordering::Relaxed), c))
             .filter(|(since, _)| *since != 0)
             .collect();
-        let count = EVICTED_AT_ONCE.min(idle.len()).min(1 + self.limits.connections_max / 8);
+        let count = EVICTED_AT_ONCE.min(idle.len()).min(1 + self.limits.get().connections_max / 8);
         if count == 0 {
             return;
         }
@@ -293,9 +295,11 @@ impl Registry {
     pub(super) fn sweep(&self) {
         let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         self.clock.store(now, Ordering::Relaxed);
+        let limits = self.limits.get();
+        self.metrics.connections_max(limits.connections_max);
         let open = lock(&self.open);
         for connection in open.connections.values() {
-            match connection.activity.judge(now, &self.limits) {
+            match connection.activity.judge(now, &limits) {
                 Verdict::Stay => {}
                 Verdict::Leave => connection.activity.ask_to_leave(),
                 Verdict::Cut(why) => {
@@ -313,7 +317,7 @@ impl Registry {
         for connection in lock(&self.open).connections.values() {
             connection.activity.ask_to_leave();
         }
-        let deadline = tokio::time::sleep(self.limits.stop_deadline);
+        let deadline = tokio::time::sleep(self.limits.get().stop_deadline);
         tokio::pin!(deadline);
         while !lock(&self.open).connections.is_empty() {
             tokio::select! {

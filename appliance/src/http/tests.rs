@@ -70,11 +70,11 @@ async fn serve(limits: Limits) -> Fixture {
     crate::tls::make(data.path(), &crate::tls::Subject::of("test", local)).expect("certificates");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("an address");
-    let tls = TlsAcceptor::from(crate::tls::load(data.path()).expect("TLS").config);
-    let metrics = Arc::new(Metrics::new(false, data.path()));
+    let tls = Live::shared(crate::tls::load(data.path()).expect("TLS").config);
+    let metrics = Arc::new(Metrics::new(data.path()));
     let (stop, stop_seen) = watch::channel(false);
-    let server =
-        Server { listener, local: None, tls, limits: Arc::new(limits), handler: handler(), metrics: metrics.clone() };
+    let limits = Live::new(limits);
+    let server = Server { listener, local: None, tls, limits, handler: handler(), metrics: metrics.clone() };
     let running = tokio::spawn(server.run(stop_seen));
     Fixture { address, connector, data, metrics, stop, running }
 }

@@ -54,7 +54,13 @@ impl Reported {
         page.gauge("samovar_checkpoint_entries", help, status.checkpoint_size)?;
         let help = "Checkpoints published; each was signed and cosigned";
         page.counter("samovar_checkpoints", help, status.checkpoint_rounds)?;
-        page.gauge("samovar_keys", "Keys that have a value", status.keys)
+        page.gauge("samovar_keys", "Keys that have a value", status.keys)?;
+        let help = "1 when the machine says that its clock is synchronised";
+        page.gauge("samovar_clock_synchronised", help, u64::from(status.clock.synchronised))?;
+        let help = "1 when the clock is not believed: unsynchronised, and more than a day past the newest block";
+        page.gauge("samovar_clock_doubted", help, u64::from(status.clock.doubted))?;
+        let help = "1 when the newest block has an earlier one's time because the clock was doubted";
+        page.gauge("samovar_clock_held", help, u64::from(status.clock.held))
     }
 
     fn raft(&self, page: &mut Page) -> Result {

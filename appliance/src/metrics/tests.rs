@@ -2,10 +2,11 @@ use std::fmt::Write as _;
 
 use samovar_node::view::{ApplyStages, FSYNC_BOUNDS, RaftLogStatus};
 
+use super::machine::Figures;
 use super::*;
 
 fn exposition_after_work() -> String {
-    let metrics = Metrics::new(false, Path::new("/"));
+    let metrics = Metrics::new(Path::new("/"));
     metrics.request("GET", "/v1/keys/{key}", StatusCode::OK, Duration::from_millis(3));
     metrics.handshake("done");
     metrics.certificate("node", 1_900_000_000);
@@ -16,7 +17,9 @@ fn exposition_after_work() -> String {
     let raft_log =
         RaftLogStatus { fsyncs_by_time, fsync_time: Duration::from_millis(1500), ..RaftLogStatus::default() };
     let status = Status { role: "leader", leader: Some(1), apply, raft_log, ..Status::default() };
-    metrics.exposition(&status).expect("encodes")
+    // Without waiting for the first window to be over.
+    let machine = Figures { cpu_ratio: Some(0.25), ..metrics.machine.look() };
+    metrics.page(Reported { status, machine }).expect("encodes")
 }
 
 #[test]
@@ -42,6 +45,7 @@ fn names_follow_prometheus() {
         "samovar_raft_log_fsync_duration_seconds_sum 1.5\n",
         "samovar_raft_log_fsync_duration_seconds_count 7\n",
         "samovar_journal_lines_total{level=\"error\"} ",
+        "samovar_host_cpu_usage_ratio 0.25\n",
         "process_open_fds ",
         "# EOF\n",
     ] {
@@ -65,19 +69,21 @@ fn reference() -> String {
     let text = exposition_after_work();
     let mut page = String::from(
         "# Metrics\n\nWhat `GET /metrics` shows, in OpenMetrics text. This page is made from the daemon's own exposition: \
-         `UPDATE=1 cargo test -p samovar reference_page`.\n\nSums count from the start of the process. Labels take few \
+         `UPDATE=1\ncargo test -p samovar reference_page`.\n\nSums count from the start of the process. Labels take few \
          values, all of them the daemon's own. Rules, dashboards and\nalerts over these stand in \
          `ansible/roles/monitoring/`; [operate/monitoring.md](../operate/monitoring.md) says how to\nset them \
          up.\n\n| metric | kind | labels | meaning |\n|---|---|---|---|\n",
     );
-    for (line, next) in text.lines().zip(text.lines().skip(1)) {
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
         let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|l| l.split_once(' ')) else { continue };
-        let kind = next.rsplit(' ').next().expect("a kind");
+        let kind = lines.next().and_then(|l| l.rsplit(' ').next()).expect("# TYPE follows # HELP");
         let total = if kind == "counter" { "_total" } else { "" };
-        let sample = text.lines().find(|l| l.starts_with(name) && l.contains(['{', ' ']) && !l.starts_with('#'));
-        let labels = sample.and_then(|l| l.split_once('{')?.1.split_once('}')).map_or("", |(labels, _)| labels);
+        let sample = lines.clone().find(|l| !l.starts_with('#'));
+        let labels = sample.and_then(|l| l.split_once('{')?.1.rsplit_once('}')).map_or("", |(labels, _)| labels);
         let labels: Vec<_> = labels.split(',').filter_map(|l| Some(format!("`{}`", l.split_once('=')?.0))).collect();
-        writeln!(page, "| `{name}{total}` | {kind} | {} | {help} |", labels.join(", ")).expect("written");
+        writeln!(page, "| `{name}{total}` | {kind} | {} | {} |", labels.join(", "), help.trim_end_matches('.'))
+            .expect("written");
     }
     page
 }

@@ -154,6 +154,12 @@ pub(super) fn all() -> Value {
         "Certificates": object(&["certificates"], &json!({ "certificates": list(&refer("Certificate")) })),
         "RotatedKey": object(&["key"], &json!({ "key": text() })),
         "Status": status(),
+        "AcceptedClock": object(
+            &["transaction", "block", "before_ms", "block_time_ms"],
+            &json!({
+                "transaction": number(), "block": number(), "before_ms": number(), "block_time_ms": number(),
+            }),
+        ),
         "Health": object(&["status"], &json!({ "status": text() })),
     })
 }
@@ -280,12 +286,21 @@ fn with(mut some: Value, more: &Value) -> Value {
 
 fn status() -> Value {
     object(
-        &["node", "name", "version", "role", "leader", "term", "height", "size", "errors", "now_ms"],
+        &["node", "name", "version", "role", "leader", "term", "height", "size", "clock", "errors", "now_ms"],
         &json!({
             "node": number(), "name": text(), "version": text(), "role": text(), "leader": number_or_null(),
             "term": number(), "height": number(), "size": number(), "block_time_ms": number(),
             "checkpoint_size": number(), "keys": number(), "free_bytes": number(), "reserve_bytes": number(),
-            "store_bytes": number(), "archive_bytes": number(), "uptime_s": number(), "now_ms": number(), "errors": list(&text()),
+            "store_bytes": number(), "archive_bytes": number(), "uptime_s": number(), "now_ms": number(),
+            "errors": list(&text()), "clock": clock(),
         }),
+    )
+}
+
+fn clock() -> Value {
+    let yes = json!({ "type": "boolean" });
+    object(
+        &["wall_ms", "sure_ms", "synchronised", "doubted", "held"],
+        &json!({ "wall_ms": number(), "sure_ms": number(), "synchronised": yes, "doubted": yes, "held": yes }),
     )
 }

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow, bail};
 use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::{Node, rt};
+use tokio::sync::mpsc;
 
 use super::directory::{ADMIN_TOKEN_FILE, DataDirectory, VKEY_FILE};
 use super::node_thread::NodeThread;
-use super::{journal, node_config, run, signalled};
+use super::{Source, journal, node_config, run, signalled};
 use crate::auth::{API_KEYS, Access, ApiKey, Holder, Issued, Role, commit};
 use crate::config::{Config, DATA_FILE};
 use crate::durable::{Mode, write_new};
@@ -109,10 +110,12 @@ pub(crate) fn dev(nodes: u8, data: Option<PathBuf>) -> Result<()> {
     if !data.join(VKEY_FILE).exists() {
         init(&data, None, Some(DEV_LISTEN))?;
     }
-    let config = Config::load(Some(&data.join(DATA_FILE)).filter(|f| f.exists()).map(PathBuf::as_path), Some(&data))?;
-    journal(&config);
+    let source = Source { file: Some(data.join(DATA_FILE)).filter(|f| f.exists()), data: Some(data.clone()) };
+    let config = source.load()?;
+    journal::start(config.level);
     let made = Made::of(&data);
-    run(&config, |address| announce(address, &made), signalled())
+    let (reload, reloads) = mpsc::channel(1);
+    run(source, &config, |address| announce(address, &made), signalled(reload), reloads)
 }
 
 #[allow(clippy::print_stdout, reason = "what `dev` is for")]

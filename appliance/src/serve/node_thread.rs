@@ -1,13 +1,22 @@
 //! The node on a thread and runtime of its own.
 
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use samovar_node::Node;
 use samovar_node::disk::OsDisk;
 use samovar_node::node::Config;
 use tokio::sync::oneshot;
+
+use super::notify;
+
+/// How often systemd is told that a start goes on.
+const STILL_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a start may ask for more time: what takes longer will not end.
+const START_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// A running node. [`NodeThread::stop`] it; dropped, it is only abandoned.
 pub(super) struct NodeThread {
@@ -42,9 +51,18 @@ impl NodeThread {
                 })
             })
             .context("starting the node's thread")?;
-        match open.recv() {
-            Ok(node) => Ok(Self { node, stop, ended: Some(ended), thread }),
-            Err(_) => Err(join(thread).err().unwrap_or_else(|| anyhow!("the node ended before it was open"))),
+        let begun = Instant::now();
+        loop {
+            match open.recv_timeout(STILL_INTERVAL) {
+                Ok(node) => return Ok(Self { node, stop, ended: Some(ended), thread }),
+                Err(RecvTimeoutError::Timeout) if begun.elapsed() < START_MAX => {
+                    notify::still(&format!("Replaying the raft log, for {} s now", begun.elapsed().as_secs()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(join(thread).err().unwrap_or_else(|| anyhow!("the node ended before it was open")));
+                }
+            }
         }
     }
 

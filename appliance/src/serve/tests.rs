@@ -3,7 +3,6 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -18,6 +17,7 @@ struct Daemon {
     data: tempfile::TempDir,
     token: String,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
+    reload: mpsc::Sender<()>,
     thread: Option<std::thread::JoinHandle<Result<()>>>,
 }
 
@@ -43,8 +43,8 @@ impl Daemon {
         let data = tempfile::tempdir().expect("a directory");
         init(data.path(), Some("test"), Some("127.0.0.1:0".parse().expect("address"))).expect("init");
         let token = std::fs::read_to_string(data.path().join("admin.token")).expect("a token").trim().to_owned();
-        let (address, stop, thread) = run_daemon(data.path());
-        Self { address, data, token, stop: Some(stop), thread: Some(thread) }
+        let (address, stop, reload, thread) = run_daemon(data.path());
+        Self { address, data, token, stop: Some(stop), reload, thread: Some(thread) }
     }
 
     fn stop(&mut self) {
@@ -54,8 +54,8 @@ impl Daemon {
 
     fn restart(&mut self) {
         self.stop();
-        let (address, stop, thread) = run_daemon(self.data.path());
-        (self.address, self.stop, self.thread) = (address, Some(stop), Some(thread));
+        let (address, stop, reload, thread) = run_daemon(self.data.path());
+        (self.address, self.stop, self.reload, self.thread) = (address, Some(stop), reload, Some(thread));
     }
 
     fn ask(&self, request: &str, headers: &[(&str, &str)], body: &str) -> Answer {
@@ -96,17 +96,20 @@ impl Drop for Daemon {
     }
 }
 
-type Running = (SocketAddr, tokio::sync::oneshot::Sender<()>, std::thread::JoinHandle<Result<()>>);
+type Stop = tokio::sync::oneshot::Sender<()>;
+type Running = (SocketAddr, Stop, mpsc::Sender<()>, std::thread::JoinHandle<Result<()>>);
 
 fn run_daemon(data: &Path) -> Running {
-    let config = Config::load(None, Some(data)).expect("the configuration that init wrote");
+    let source = Source { file: None, data: Some(data.to_owned()) };
+    let config = source.load().expect("the configuration that init wrote");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let (ready, address) = mpsc::channel();
+    let (ready, address) = std::sync::mpsc::channel();
+    let (reload, reloads) = mpsc::channel(1);
     let thread = std::thread::spawn(move || {
         let told = move |address| ready.send(address).expect("the test waits");
-        run(&config, told, async { drop(stopped.await) })
+        run(source, &config, told, async { drop(stopped.await) }, reloads)
     });
-    (address.recv_timeout(PATIENCE).expect("ready"), stop, thread)
+    (address.recv_timeout(PATIENCE).expect("ready"), stop, reload, thread)
 }
 
 fn client_config(data: &Path) -> Arc<rustls::ClientConfig> {
@@ -182,6 +185,7 @@ fn who_may_do_what() {
     let (_, reader) = make("reader", "[]");
     assert_eq!(with(&reader, "GET /v1/keys/a/1", ""), 200);
     assert_eq!(with(&reader, "PUT /v1/keys/a/1", "v"), 403);
+    assert_eq!(with(&reader, "POST /v1/clock/accept", ""), 403, "an administrator's act");
     assert_eq!(daemon.ask(&format!("DELETE /v1/api-keys/{id}"), &[], "").status, 204);
     assert_eq!(with(&writer, "PUT /v1/keys/a/1", "v"), 401, "a revoked key no longer works");
     let admin = daemon.token.split('_').nth(1).expect("an id").to_owned();
@@ -240,7 +244,8 @@ fn the_open_routes_and_the_strict_ones() {
 fn a_data_directory_is_guarded() {
     let daemon = Daemon::start();
     let data = daemon.data.path();
-    let second = run(&Config::load(None, Some(data)).expect("configuration"), |_| {}, async {}).expect_err("in use");
+    let config = Config::load(None, Some(data)).expect("configuration");
+    let second = run(Source::default(), &config, |_| {}, async {}, mpsc::channel(1).1).expect_err("in use");
     assert!(second.to_string().contains("in use by another samovar process"), "{second}");
     drop(daemon);
     let other = tempfile::tempdir().expect("a directory");
@@ -261,4 +266,101 @@ fn an_unfinished_init_is_refused_and_then_done_again() {
     assert!(refused.to_string().contains("did not finish"), "{refused}");
     init(data.path(), Some("again"), None).expect("a second init completes");
     DataDirectory::open(data.path()).expect("complete");
+}
+
+impl Daemon {
+    /// Writes the configuration and asks for a reload, as SIGHUP does.
+    fn reload(&self, toml: &str) {
+        let text = format!("[listen]\napi = \"127.0.0.1:0\"\n{toml}");
+        let path = self.data.path().join("samovar.toml");
+        let file = std::fs::File::create(path.with_extension("new"));
+        file.and_then(|mut f| f.write_all(text.as_bytes())).expect("written");
+        // At once: an earlier reload may be reading.
+        std::fs::rename(path.with_extension("new"), path).expect("renamed");
+        self.reload.blocking_send(()).expect("running");
+    }
+
+    /// Waits until an unauthenticated request is answered so.
+    fn until(&self, request: &str, status: u16) {
+        let begun = std::time::Instant::now();
+        while self.ask_as(request, &[], "").status != status {
+            assert!(begun.elapsed() < PATIENCE, "{request} was expected to answer {status} after the reload");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn a_reload_takes_what_it_can_and_a_bad_file_changes_nothing() {
+    let daemon = Daemon::start();
+    let long = format!("GET /health?{}", "x".repeat(3000));
+    assert_eq!(daemon.ask_as(&long, &[], "").status, 400, "a target within the default limit");
+    daemon.until("GET /metrics", 200);
+    daemon.reload("[metrics]\nallow = [\"192.0.2.0/24\"]\n[limits]\nuri_size = \"2KiB\"\n");
+    daemon.until("GET /metrics", 401);
+    assert_eq!(daemon.ask_as(&long, &[], "").status, 414, "the new limit counts");
+    daemon.reload("[metrics]\nalow = [\"127.0.0.0/8\"]\n");
+    // One request may wait and one be at work, so the first two of these are done when the fourth was taken.
+    for _ in 0..3 {
+        daemon.reload("[limits]\nuri_size = \"2KiB\"\n[metrics]\nallow = [\"127.0.0.0/8\", \"nonsense\"]\n");
+    }
+    assert_eq!(daemon.ask_as("GET /metrics", &[], "").status, 401, "a bad file changes nothing");
+    daemon.reload("");
+    daemon.until("GET /metrics", 200);
+    assert_eq!(daemon.ask_as(&long, &[], "").status, 400, "the default limit is back");
+}
+
+#[test]
+fn a_reload_serves_a_new_certificate_while_an_open_stream_goes_on() {
+    let daemon = Daemon::start();
+    let name = rustls::pki_types::ServerName::try_from("localhost").expect("a name");
+    let mut tls = rustls::ClientConnection::new(client_config(daemon.data.path()), name).expect("TLS");
+    let mut socket = TcpStream::connect(daemon.address).expect("connected");
+    socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+    let watch = format!("GET /v1/watch HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\r\n", daemon.token);
+    stream.write_all(watch.as_bytes()).expect("sent");
+    let mut seen = String::new();
+    let mut read_until = |what: &str| {
+        let mut buffer = [0; 4096];
+        while !seen.contains(what) {
+            let n = stream.read(&mut buffer).expect("the stream is open");
+            assert!(n > 0, "the stream ended before {what:?}: {seen}");
+            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+    };
+    read_until("text/event-stream");
+
+    let other = tempfile::tempdir().expect("a directory");
+    let local = std::net::IpAddr::from([127, 0, 0, 1]);
+    tls::make(other.path(), &tls::Subject::of("test", local)).expect("certificates of another authority");
+    for file in ["tls/node.pem", "tls/node.key", "ca.pem"] {
+        std::fs::copy(other.path().join(file), daemon.data.path().join(file)).expect("copied");
+    }
+    daemon.reload("[metrics]\nallow = [\"192.0.2.0/24\"]\n");
+    // Clients now trust the new authority alone: until the new certificate is served no handshake succeeds.
+    let begun = std::time::Instant::now();
+    let served = || {
+        let connector = client_config(daemon.data.path());
+        let name = rustls::pki_types::ServerName::try_from("localhost").expect("a name");
+        let mut tls = rustls::ClientConnection::new(connector, name).expect("TLS");
+        let mut socket = TcpStream::connect(daemon.address).expect("connected");
+        tls.complete_io(&mut socket).is_ok()
+    };
+    while !served() {
+        assert!(begun.elapsed() < PATIENCE, "the new certificate was expected after the reload");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(daemon.ask("PUT /v1/keys/after", &[("Content-Type", "text/plain")], "v").status, 201);
+    read_until("\"after\"");
+}
+
+#[test]
+fn a_clock_that_is_not_doubted_cannot_be_accepted() {
+    let daemon = Daemon::start();
+    let status = daemon.ask("GET /v1/status", &[], "").json();
+    assert_eq!(status["clock"]["doubted"], false, "{status}");
+    let answer = daemon.ask("POST /v1/clock/accept", &[], "");
+    assert_eq!((answer.status, answer.json()["type"].as_str()), (409, Some("urn:samovar:problem:clock-not-doubted")));
+    assert_eq!(daemon.ask_as("POST /v1/clock/accept", &[], "").status, 401, "nor by anybody");
 }

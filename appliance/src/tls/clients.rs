@@ -1,8 +1,8 @@
 //! Client certificates: a way to prove that one has a key. What else stands in a certificate (names, dates, who signed it)
 //! says nothing here; whose key it is, the ledger says (`~certificates/`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ring::digest::{SHA256, digest};
 use rustls::client::danger::HandshakeSignatureValid;
@@ -25,13 +25,18 @@ pub(crate) struct ClientKeys {
     /// of their own bother their users when they are asked.
     asked: AtomicBool,
     /// Hash of the key of this node's own certificate, which is never a principal.
-    node: [u8; 32],
+    node: Mutex<[u8; 32]>,
 }
 
 impl ClientKeys {
     /// Nobody is asked yet.
     pub(super) fn new(node: [u8; 32]) -> Self {
-        Self { asked: AtomicBool::new(false), node }
+        Self { asked: AtomicBool::new(false), node: Mutex::new(node) }
+    }
+
+    /// Says which key the node has from now on.
+    pub(super) fn renew(&self, node: [u8; 32]) {
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = node;
     }
 
     /// Says whether certificates are asked for in handshakes to come.
@@ -41,7 +46,7 @@ impl ClientKeys {
 
     /// Whether the key is a node's.
     pub(crate) fn is_node(&self, key: &[u8; 32]) -> bool {
-        *key == self.node
+        *key == *self.node.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

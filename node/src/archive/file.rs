@@ -18,7 +18,7 @@ const PAYLOAD_BYTES_MAX: usize = 32 << 20;
 const READ_BYTES: usize = 256 << 10;
 
 /// A file that grows.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     header: SegmentHeader,
     pub(super) file: Arc<dyn File>,
     pub(super) path: PathBuf,
@@ -31,7 +31,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Makes an empty file. Its name is durable after a sync of its directory.
-    pub(super) fn create(disk: &dyn Disk, path: PathBuf, number: u64) -> Result<Self, Error> {
+    pub(crate) fn create(disk: &dyn Disk, path: PathBuf, number: u64) -> Result<Self, Error> {
         let mut nonce = [0; 8];
         rt::fill_random(&mut nonce);
         let header = SegmentHeader { number, nonce: u64::from_le_bytes(nonce), capacity: 0 };
@@ -47,7 +47,7 @@ impl Writer {
     }
 
     /// Goes on where a reader has come to; what lies behind is cut.
-    pub(super) fn after(reader: Reader) -> Result<Self, Error> {
+    pub(crate) fn after(reader: Reader) -> Result<Self, Error> {
         let Reader { header, file, path, offset, sequence, checksum, .. } = reader;
         let longer = file.length().and_then(|length| if length > offset { file.set_length(offset) } else { Ok(()) });
         longer.map_err(|e| Error::io(format!("cutting {}", path.display()), &e))?;
@@ -55,7 +55,7 @@ impl Writer {
     }
 
     /// Writes one frame with what `encode` appends as its payload; not yet durable.
-    pub(super) fn append(&mut self, durable: u64, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Error> {
+    pub(crate) fn append(&mut self, durable: u64, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Error> {
         self.frame.clear();
         encode(self.frame.bytes());
         if self.frame.payload_bytes() > PAYLOAD_BYTES_MAX {
@@ -73,7 +73,7 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) fn sync(&self) -> Result<(), Error> {
+    pub(crate) fn sync(&self) -> Result<(), Error> {
         sync(self.file.as_ref(), &self.path)
     }
 }
@@ -83,7 +83,7 @@ pub(super) fn sync(file: &dyn File, path: &Path) -> Result<(), Error> {
 }
 
 /// What comes next in a file.
-pub(super) enum Step<'a> {
+pub(crate) enum Step<'a> {
     Frame(Frame<'a>),
     /// The file ends where a frame ends.
     End,
@@ -92,7 +92,7 @@ pub(super) enum Step<'a> {
 }
 
 /// Reads a file from its beginning.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     header: SegmentHeader,
     file: Arc<dyn File>,
     pub(super) path: PathBuf,
@@ -107,7 +107,7 @@ pub(super) struct Reader {
 
 impl Reader {
     /// Opens a file; `None`: it is not there, or its header is not readable.
-    pub(super) fn open(disk: &dyn Disk, path: PathBuf) -> Result<Option<Self>, Error> {
+    pub(crate) fn open(disk: &dyn Disk, path: PathBuf) -> Result<Option<Self>, Error> {
         let context = |e| Error::io(format!("reading {}", path.display()), &e);
         let file: Arc<dyn File> = match disk.open(&path, false) {
             Ok(file) => Arc::from(file),
@@ -122,7 +122,7 @@ impl Reader {
     }
 
     /// The next frame.
-    pub(super) fn step(&mut self) -> Result<Step<'_>, Error> {
+    pub(crate) fn step(&mut self) -> Result<Step<'_>, Error> {
         if self.fill(FRAME_HEADER_BYTES)? == 0 {
             return Ok(Step::End);
         }

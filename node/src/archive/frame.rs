@@ -18,10 +18,12 @@
 //!
 //! Of a value there is the ciphertext, never the salt: what an erase destroys is not here.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
 use crate::ledger::HeadRow;
 use crate::segment::Cursor;
-use crate::store::outcomes::{RequestKey, Span};
+use crate::store::outcomes::{OutcomeRow, Span};
 use crate::store::{entries, values};
 
 const MARK: u8 = 1;
@@ -30,7 +32,7 @@ const NO_PLACE: u32 = u32::MAX;
 const REQUEST_KEY_BYTES: usize = 16;
 
 /// How far a ledger is: what it has, and which raft entry was the last to add to it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Mark {
     /// Index of that raft entry.
     pub raft_index: u64,
@@ -78,7 +80,7 @@ impl Mark {
         self.raft_index > frame.raft_index || self.raft_index == frame.raft_index && (self.whole || has_lines)
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.push(MARK);
         out.extend_from_slice(&self.raft_index.to_le_bytes());
         out.push(u8::from(self.whole));
@@ -88,7 +90,7 @@ impl Mark {
     }
 
     /// `None`: these are not the bytes of a mark.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut at = Cursor(bytes);
         let [MARK] = at.array()? else { return None };
         let raft_index = at.u64()?;
@@ -120,7 +122,7 @@ pub(crate) struct Frame {
     /// The values that the block put.
     pub values: Vec<values::Stored>,
     /// The outcomes to keep that it added: rows as in the store.
-    pub outcomes: Vec<(RequestKey, Vec<u8>)>,
+    pub outcomes: Vec<OutcomeRow>,
 }
 
 impl Frame {

@@ -22,12 +22,11 @@ use crate::error::Error;
 use crate::machine::{Source, restate};
 use crate::rt;
 use crate::salts::Salts;
+use crate::snapshot::Staging;
 use crate::state_root::{self, StateMap};
 use crate::store::names::Names;
 use crate::store::{Batch, Shelf, Tree};
 
-/// Names that wait in memory before what was put back is made durable.
-const RESTORE_NAMES: usize = 16_384;
 /// Row that says that the store is being rebuilt: it lacks what was durable before.
 const REBUILDING: &[u8] = b"rebuilding";
 
@@ -136,6 +135,7 @@ impl Ledger {
             stages: Stages::default(),
             erased: AtomicBool::new(false),
             suspicion: Suspicion::new(disk, data),
+            staging: Staging::new(disk, data),
             set_aside: names_set_aside(disk.as_ref(), data)?,
             head: watch::Sender::new(chain.head.view()),
             chain: RwLock::new(chain),
@@ -143,6 +143,14 @@ impl Ledger {
             map_synced: Mutex::new(MapSync { size: 0, at: rt::instant() }),
         };
         ledger.level()?;
+        let head = ledger.install()?;
+        if head.raft.is_empty() && head != HeadRow::default() {
+            return Err(Error::Corrupt(
+                "the store is lost, and the archive ends within what was being made again from it: restore a backup, or \
+                 rejoin the cluster from its peers"
+                    .into(),
+            ));
+        }
         Ok(ledger)
     }
 
@@ -158,8 +166,8 @@ impl Ledger {
                 archive.height,
                 store.height
             );
-            let place = self.chain().head.raft.clone();
-            restate(&self.rows, archive, store, Some(place), &mut |frame| self.archive.append(&frame))?;
+            let place = Some(self.chain().head.raft.clone()).filter(|place| !place.is_empty());
+            restate(&self.rows, archive, store, place, &mut |frame| self.archive.append(&frame))?;
         }
         Ok(())
     }
@@ -199,22 +207,11 @@ impl Ledger {
                 continue;
             }
             self.restore(frame, Source::Archive)?;
-            if self.chain().names.waiting() >= RESTORE_NAMES || self.map.wants_flush()? {
-                self.sync(false)?;
-            }
+            self.sync_if_much()?;
         }
         let mut batch = Batch::default();
         batch.remove(Tree::Meta, REBUILDING);
-        self.rows.commit(batch)?;
-        let end = Mark::of(&self.chain().head);
-        if end.whole || end == Mark::default() {
-            return Ok(());
-        }
-        Err(Error::Corrupt(
-            "the store is lost, and the archive ends within what was being made again from it: restore a backup, or rejoin \
-             the cluster from its peers"
-                .into(),
-        ))
+        self.rows.commit(batch)
     }
 }
 

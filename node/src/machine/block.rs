@@ -13,7 +13,7 @@ use crate::ledger::{BlockPlace, Chain, HeadRow, Ledger, Touched};
 use crate::merkle::{FullTile, leaf_hash};
 use crate::rt::CpuTimer;
 use crate::state_root::{KeyHash, Lookup, Slot, SlotState};
-use crate::store::outcomes::{self, Kept, RequestKey};
+use crate::store::outcomes::{self, Kept, OutcomeRow, RequestKey};
 use crate::store::{Batch, Tree, entries, values};
 
 /// A row marks a key's revision each time it has this many more.
@@ -48,7 +48,7 @@ pub(super) struct Draft<'a> {
     pub(super) full: Vec<FullTile>,
     pub(super) batch: Batch,
     /// Outcomes to keep that this block adds, with their rows.
-    pub(super) outcomes: Vec<(RequestKey, Vec<u8>)>,
+    pub(super) outcomes: Vec<OutcomeRow>,
     /// Outcomes of this block that can be asked for again within it.
     pub(super) named: HashMap<RequestKey, Kept>,
     pub(super) timer: CpuTimer,

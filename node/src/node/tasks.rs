@@ -108,6 +108,9 @@ pub(super) async fn maintain(node: Arc<Inner>) {
             node.fail(error);
             return;
         }
+        if erased && let Err(error) = node.ledger.staging.discard() {
+            tracing::error!(%error, "a snapshot that was being received may still hold the salt of an erased value");
+        }
         synced_size = size;
         next_sync = rt::instant() + SYNC_INTERVAL;
     }

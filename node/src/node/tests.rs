@@ -18,6 +18,8 @@ use crate::disk::sim::{CrashPoint, SimDisk};
 use crate::store::MemoryRows;
 use crate::view::Found;
 
+mod snapshot;
+
 /// How long a client waits for an answer, in virtual time.
 const PATIENCE: Duration = Duration::from_secs(30);
 const DATA: &str = "/ledger";
@@ -396,3 +398,5 @@ fn random_lives_lose_nothing_and_repeat_from_their_seed() {
         }
     }
 }
+
+mod clock;

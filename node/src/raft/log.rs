@@ -76,6 +76,14 @@ impl RaftLog {
         self.durably(|done| self.wal.release(entry_id(&upto), seal, done)).await
     }
 
+    /// Returns when the thread of the log has written and synced what was queued before: the disk answers.
+    ///
+    /// # Errors
+    /// That of the write or fsync that ended the log.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        self.durably(|done| self.wal.ping(done)).await
+    }
+
     /// Figures for metrics and watchdog.
     pub(crate) fn stats(&self) -> wal::Stats {
         self.wal.stats()

@@ -1,5 +1,5 @@
-//! Above Raft: writes that arrive while a block is in flight share the next one, and reads that arrive together share one
-//! confirmation of leadership.
+//! Above Raft: writes that arrive while a block is in flight share the next one, which gets its time here, and reads that
+//! arrive together share one confirmation of leadership.
 
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{Proposal, TypeConfig};
-use crate::command::{Command, Outcome, WriteCommand};
+use crate::clock::{self, Clock, Time};
+use crate::command::{Command, Outcome, Write, WriteCommand};
 use crate::error::Error;
 use crate::ledger::Ledger;
 use crate::rt;
@@ -24,27 +25,55 @@ const BLOCKS_IN_FLIGHT: usize = 2;
 pub(crate) struct Job {
     pub write: WriteCommand,
     pub reply: oneshot::Sender<Result<Outcome, Error>>,
+    /// Whether the write is an administrator's word that the clock is right: its block has the wall clock's time.
+    pub accepts_clock: bool,
+}
+
+/// Asks the batcher whether it runs; answered between two blocks, and while one waits for a place.
+pub(crate) type Ping = oneshot::Sender<()>;
+
+/// What a proposal is made with.
+pub(crate) struct Proposer {
+    pub raft: Raft<TypeConfig>,
+    pub ledger: Arc<Ledger>,
+    pub clock: Arc<Clock>,
+    /// Author of what the node itself writes.
+    pub author: String,
 }
 
 /// Takes writes off the queue until the node stops, then those that wait, and waits for the blocks in flight.
 pub(crate) async fn batcher(
-    raft: Raft<TypeConfig>,
+    proposer: Proposer,
     mut queue: mpsc::Receiver<Job>,
+    mut pings: mpsc::Receiver<Ping>,
     mut stopping: watch::Receiver<bool>,
 ) {
+    let proposer = Arc::new(proposer);
     let flights = Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT));
-    while let Some(first) = next(&mut queue, &mut stopping).await {
+    while let Some(first) = answering(&mut pings, next(&mut queue, &mut stopping)).await {
         // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&flights).acquire_owned().await else { return };
+        let Ok(permit) = answering(&mut pings, Arc::clone(&flights).acquire_owned()).await else { return };
         let jobs = fill(first, &mut queue);
-        let raft = raft.clone();
+        let proposer = Arc::clone(&proposer);
         rt::spawn(async move {
-            propose(&raft, jobs).await;
+            proposer.propose(jobs).await;
             drop(permit);
         });
     }
     let all = u32::try_from(BLOCKS_IN_FLIGHT).unwrap_or(u32::MAX);
     let _ = flights.acquire_many(all).await;
+}
+
+/// Waits for `work`, and answers pings meanwhile.
+async fn answering<T>(pings: &mut mpsc::Receiver<Ping>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = work.as_mut() => return done,
+            Some(ping) = pings.recv() => drop(ping.send(())),
+        }
+    }
 }
 
 /// The next job. Once the node stops the queue takes no more, and ends when it is empty.
@@ -70,19 +99,53 @@ fn fill(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
     jobs
 }
 
-async fn propose(raft: &Raft<TypeConfig>, jobs: Vec<Job>) {
-    let (writes, replies): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.write, job.reply)).unzip();
-    let command = Command::Writes { time_ms: rt::now_ms(), writes };
-    match propose_command(raft, &command).await {
-        Ok(outcomes) => {
-            for (reply, outcome) in replies.into_iter().zip(outcomes.iter()) {
-                // A client that went away is no error.
-                let _ = reply.send(Ok(outcome.clone()));
+impl Proposer {
+    async fn propose(&self, jobs: Vec<Job>) {
+        let accepts_clock = jobs.iter().any(|job| job.accepts_clock);
+        if accepts_clock {
+            self.clock.accept();
+        }
+        let (mut writes, replies): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.write, job.reply)).unzip();
+        let time = self.clock.read(self.ledger.chain().head.time_ms);
+        writes.extend(self.mark(time));
+        let command = Command::Writes { time_ms: time.sure_ms, writes };
+        match propose_command(&self.raft, &command).await {
+            Ok(outcomes) => {
+                // What the node itself wrote stands last, and nobody waits for it.
+                for (reply, outcome) in replies.into_iter().zip(outcomes.iter()) {
+                    // A client that went away is no error.
+                    let _ = reply.send(Ok(outcome.clone()));
+                }
+            }
+            Err(error) => {
+                if accepts_clock {
+                    self.clock.forget();
+                }
+                for reply in replies {
+                    let _ = reply.send(Err(error.clone()));
+                }
             }
         }
-        Err(error) => {
-            for reply in replies {
-                let _ = reply.send(Err(error.clone()));
+    }
+
+    /// The entry that says that from this block on time is held, or goes on. With two blocks in flight both may bring it:
+    /// the second one's is refused and leaves nothing.
+    fn mark(&self, time: Time) -> Option<WriteCommand> {
+        let held = self.ledger.exists(&clock::held_key());
+        let write: Write = match (time.doubted, held) {
+            (true, Ok(false)) => clock::hold(&self.author, time),
+            (false, Ok(true)) => clock::resume(&self.author),
+            (_, Ok(_)) => return None,
+            (_, Err(error)) => {
+                tracing::error!(%error, "whether time is held could not be read");
+                return None;
+            }
+        };
+        match WriteCommand::prepare(write, rt::fill_random) {
+            Ok(command) => Some(command),
+            Err(error) => {
+                tracing::error!(%error, "that time is held could not be written");
+                None
             }
         }
     }

@@ -6,12 +6,14 @@ use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, LogId, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership};
 use serde::{Deserialize, Serialize};
 
+use super::log::RaftLog;
 use super::{Applied, SnapshotStream, TypeConfig};
 use crate::command::Command;
 use crate::error::Error;
 use crate::ledger::{HeadRow, Ledger};
 use crate::machine::{Input, Position};
 use crate::rt::CpuTimer;
+use crate::snapshot::{Receiver, Sender};
 
 type Failure = StorageError<u64>;
 type Members = StoredMembership<u64, openraft::BasicNode>;
@@ -21,6 +23,14 @@ type Members = StoredMembership<u64, openraft::BasicNode>;
 struct Place {
     applied: Option<LogId<u64>>,
     membership: Members,
+    /// Index that the newest snapshot from a peer ended with: nothing up to there needs to be in the raft log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    installed: Option<u64>,
+}
+
+/// See [`Place::installed`].
+pub(super) fn installed(ledger: &Ledger) -> Result<Option<u64>, Error> {
+    Ok(Place::of(&ledger.chain().head)?.installed)
 }
 
 impl Place {
@@ -39,27 +49,34 @@ impl Place {
 }
 
 /// The newest state that survives a power cut; a snapshot for openraft, which may then purge its log.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Durable(Arc<Mutex<Place>>);
+#[derive(Clone)]
+pub(crate) struct Durable {
+    place: Arc<Mutex<Place>>,
+    ledger: Arc<Ledger>,
+}
 
 impl Durable {
+    /// Nothing is known to be durable yet.
+    pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
+        Self { place: Arc::default(), ledger }
+    }
+
     /// Records that the state of this head is durable. Returns its place in the raft log.
     pub(crate) fn advance(&self, head: &HeadRow) -> Result<Option<LogId<u64>>, Error> {
         let place = Place::of(head)?;
         let applied = place.applied;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = place;
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
         Ok(applied)
     }
 
-    fn snapshot(&self) -> Option<Snapshot<TypeConfig>> {
-        let place = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let last = place.applied?;
-        let meta = SnapshotMeta {
-            last_log_id: Some(last),
-            last_membership: place.membership,
-            snapshot_id: format!("{}-{}", last.leader_id.term, last.index),
-        };
-        Some(Snapshot { meta, snapshot: Box::new(SnapshotStream) })
+    /// A snapshot as of there; of nothing, when nothing is durable yet.
+    fn snapshot(&self) -> Snapshot<TypeConfig> {
+        let Place { applied, membership, .. } = self.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (term, index) = applied.map_or((0, 0), |id| (id.leader_id.term, id.index));
+        let meta =
+            SnapshotMeta { last_log_id: applied, last_membership: membership, snapshot_id: format!("{term}-{index}") };
+        let stream = SnapshotStream::Sending(Sender::new(Arc::clone(&self.ledger), index));
+        Snapshot { meta, snapshot: Box::new(stream) }
     }
 }
 
@@ -68,12 +85,41 @@ pub(crate) struct StateMachine {
     ledger: Arc<Ledger>,
     place: Place,
     durable: Durable,
+    log: RaftLog,
 }
 
 impl StateMachine {
-    pub(crate) fn new(ledger: Arc<Ledger>, durable: Durable) -> Result<Self, Error> {
+    pub(crate) fn new(ledger: Arc<Ledger>, durable: Durable, log: RaftLog) -> Result<Self, Error> {
         let place = Place::of(&ledger.chain().head)?;
-        Ok(Self { ledger, place, durable })
+        Ok(Self { ledger, place, durable, log })
+    }
+
+    /// Installs a snapshot. One that was handed over within the process, still at its sending end, is received first.
+    async fn install(
+        &mut self,
+        meta: &SnapshotMeta<u64, openraft::BasicNode>,
+        stream: SnapshotStream,
+    ) -> Result<(), Error> {
+        let nothing = || Error::Invalid("a snapshot of nothing".into());
+        let last = meta.last_log_id.ok_or_else(nothing)?;
+        let receiver = match stream {
+            SnapshotStream::Receiving(receiver) => receiver,
+            SnapshotStream::Sending(mut sender) => {
+                let mut receiver = Receiver::begin(Arc::clone(&self.ledger)).await?;
+                sender.begin_after(receiver.has());
+                while let Some(chunk) = sender.next_chunk().await? {
+                    receiver.push_chunk(chunk).await?;
+                }
+                receiver
+            }
+        };
+        let place =
+            Place { applied: Some(last), membership: meta.last_membership.clone(), installed: Some(last.index) };
+        let head = receiver.install(last.index, place.encode()).await?;
+        self.place = place;
+        self.durable.advance(&head)?;
+        // The entries up to there go when openraft purges them, which it does next.
+        self.log.release(last, false).await
     }
 
     fn apply_one(&mut self, entry: openraft::Entry<TypeConfig>) -> Result<Applied, Error> {
@@ -133,31 +179,30 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotStream>, Failure> {
-        Err(no_peers())
+        let receiver = Receiver::begin(Arc::clone(&self.ledger)).await;
+        let receiver = receiver.map_err(|e| StorageIOError::write_snapshot(None, &e))?;
+        Ok(Box::new(SnapshotStream::Receiving(receiver)))
     }
 
     async fn install_snapshot(
         &mut self,
-        _meta: &SnapshotMeta<u64, openraft::BasicNode>,
-        _snapshot: Box<SnapshotStream>,
+        meta: &SnapshotMeta<u64, openraft::BasicNode>,
+        snapshot: Box<SnapshotStream>,
     ) -> Result<(), Failure> {
-        Err(no_peers())
+        self.install(meta, *snapshot).await.map_err(|e| {
+            tracing::error!(error = %e, snapshot = %meta.snapshot_id, "a snapshot was not installed; this node stops");
+            self.ledger.suspicion.note_if_damaged(&e);
+            StorageIOError::write_snapshot(Some(meta.signature()), &e).into()
+        })
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, Failure> {
-        Ok(self.durable.snapshot())
+        Ok(Some(self.durable.snapshot()).filter(|snapshot| snapshot.meta.last_log_id.is_some()))
     }
-}
-
-fn no_peers() -> Failure {
-    let message = Error::Unavailable("a cluster of one receives no snapshots".into());
-    StorageIOError::read_snapshot(None, &message).into()
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Durable {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, Failure> {
-        self.snapshot().ok_or_else(|| {
-            StorageIOError::read_snapshot(None, &Error::Unavailable("nothing is durable yet".into())).into()
-        })
+        Ok(self.snapshot())
     }
 }

@@ -104,10 +104,6 @@ impl Map {
         self.low_water
     }
 
-    pub(super) fn block(&self) -> u64 {
-        self.block
-    }
-
     pub(super) fn root(&self) -> [u8; 32] {
         self.tree.node(Place::ROOT).hash
     }
@@ -140,6 +136,7 @@ impl Map {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn entry_at(&self, key: &KeyHash, view: ViewId) -> Result<Option<Entry>, Error> {
         match self.views.entry(self.views.position(view)?, key) {
             Some(entry) => Ok(entry),

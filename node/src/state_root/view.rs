@@ -137,6 +137,7 @@ impl Views {
     }
 
     /// The key's entry as of the view, if it changed since.
+    #[cfg(test)]
     pub(super) fn entry(&self, at: usize, key: &KeyHash) -> Option<Option<Entry>> {
         self.layers.range(at..).find_map(|layer| layer.entries.get(key).copied())
     }

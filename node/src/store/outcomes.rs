@@ -22,6 +22,9 @@ const PAGE_OUTCOMES: usize = 512;
 /// Names a request: SHA-256 over its kind, author and key, cut to 16 bytes.
 pub(crate) type RequestKey = [u8; 16];
 
+/// An outcome as it lies in the store: the request, and its row.
+pub(crate) type OutcomeRow = (RequestKey, Vec<u8>);
+
 /// An outcome kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
@@ -87,7 +90,7 @@ pub(crate) fn put_row(batch: &mut Batch, key: &RequestKey, row: &[u8]) -> Result
 
 /// Outcomes with their rows in order of age, those from sequence `from` on and below `to`, as many as make a page; and
 /// where the next page begins.
-pub(crate) fn page(rows: &Rows, from: u64, to: u64) -> Result<(Vec<(RequestKey, Vec<u8>)>, u64), Error> {
+pub(crate) fn page(rows: &Rows, from: u64, to: u64) -> Result<(Vec<OutcomeRow>, u64), Error> {
     let (mut found, mut next) = (Vec::new(), from);
     for (sequence, place) in rows.from(Tree::OutcomeQueue, &from.to_be_bytes(), PAGE_OUTCOMES)? {
         let (number, key, _) = queued(&sequence, &place)?;

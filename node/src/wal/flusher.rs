@@ -25,6 +25,8 @@ pub(super) enum Op {
     Committed(EntryId),
     Truncate(u64),
     Base(EntryId),
+    /// Writes nothing: whoever queued it wants to know that the disk answers.
+    Ping,
     Entries {
         entries: Vec<(EntryId, Bytes)>,
         /// Index of the newest entry written or queued before.
@@ -314,6 +316,7 @@ fn write_op(writer: &mut Writer, op: Op) -> Result<(), Error> {
         Op::Committed(id) => writer.push(&Record::Committed(id)),
         Op::Truncate(index) => writer.push(&Record::Truncate(index)),
         Op::Base(id) => writer.push(&Record::Base(id)),
+        Op::Ping => Ok(()),
         Op::Entries { entries, .. } => {
             entries.into_iter().try_for_each(|(id, payload)| writer.push(&Record::Entry { id, payload, moved: false }))
         }

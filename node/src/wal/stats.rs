@@ -92,3 +92,31 @@ impl Counters {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_has_an_age_until_it_is_over() {
+        let counters = Counters::default();
+        let in_round = counters.round();
+        std::thread::sleep(Duration::from_millis(2));
+        let age = counters.stats(0).write_in_flight;
+        assert!(age >= Some(Duration::from_millis(2)), "a round of 2 ms that is not over, but its age is {age:?}");
+        drop(in_round);
+        assert_eq!(counters.stats(0).write_in_flight, None, "the round is over");
+    }
+
+    #[test]
+    fn fsyncs_are_counted_by_their_time() {
+        let counters = Counters::default();
+        counters.timed_fsync(|| ());
+        counters.timed_fsync(|| std::thread::sleep(FSYNC_BOUNDS[3]));
+        let stats = counters.stats(0);
+        let (quick, slow) = stats.fsyncs_by_time.split_at(4);
+        let counted = (stats.fsyncs, slow.iter().sum::<u64>() >= 1, quick.iter().sum::<u64>() <= 1);
+        assert_eq!(counted, (2, true, true), "one took longer than {:?}: {:?}", FSYNC_BOUNDS[3], stats.fsyncs_by_time);
+        assert!(stats.fsync_time >= FSYNC_BOUNDS[3], "the sum holds it: {:?}", stats.fsync_time);
+    }
+}

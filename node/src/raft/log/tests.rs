@@ -2,52 +2,38 @@ use std::collections::BTreeSet;
 
 use openraft::storage::{RaftLogStorageExt, RaftStateMachine, Snapshot};
 use openraft::testing::{StoreBuilder, Suite};
-use openraft::{BasicNode, Membership, RaftSnapshotBuilder, SnapshotMeta, StoredMembership};
+use openraft::{BasicNode, Membership, SnapshotMeta, StoredMembership};
 
 use super::*;
 use crate::disk::OsDisk;
+use crate::ledger::Ledger;
+use crate::raft::state::{Durable, StateMachine};
 use crate::raft::{Applied, SnapshotStream};
+use crate::store::Shelf;
 
-/// A state machine that knows only what the suite asks for.
-#[derive(Debug, Default, Clone)]
+/// The real state machine; as the owner of the log, it makes its state durable as soon as it changed.
 struct Machine {
-    applied: Option<LogId<u64>>,
-    membership: StoredMembership<u64, BasicNode>,
-    snapshot: Option<SnapshotMeta<u64, BasicNode>>,
+    inner: StateMachine,
+    ledger: Arc<Ledger>,
+    durable: Durable,
+    log: RaftLog,
 }
 
 impl Machine {
-    fn take_snapshot(&self) -> SnapshotMeta<u64, BasicNode> {
-        SnapshotMeta {
-            last_log_id: self.applied,
-            last_membership: self.membership.clone(),
-            snapshot_id: format!("{:?}", self.applied),
-        }
+    fn open(directory: &Path, log: RaftLog) -> Result<Self, Error> {
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        let ledger = Arc::new(Ledger::open(&disk, directory, &Shelf::Memory(Arc::default()))?);
+        let durable = Durable::new(Arc::clone(&ledger));
+        let inner = StateMachine::new(Arc::clone(&ledger), durable.clone(), log.clone())?;
+        Ok(Self { inner, ledger, durable, log })
     }
 }
 
-/// Builds snapshots of the machine it was made from.
-struct Builder(std::sync::Arc<std::sync::Mutex<Machine>>);
-
-/// The machine behind a lock, for the builder notes its snapshot there; as the owner of the log, it calls its state
-/// durable as soon as it changed.
-struct SharedMachine(std::sync::Arc<std::sync::Mutex<Machine>>, RaftLog);
-
-impl RaftSnapshotBuilder<TypeConfig> for Builder {
-    async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, Failure> {
-        let mut machine = self.0.lock().unwrap();
-        let meta = machine.take_snapshot();
-        machine.snapshot = Some(meta.clone());
-        Ok(Snapshot { meta, snapshot: Box::new(SnapshotStream) })
-    }
-}
-
-impl RaftStateMachine<TypeConfig> for SharedMachine {
-    type SnapshotBuilder = Builder;
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotBuilder = Durable;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId<u64>>, StoredMembership<u64, BasicNode>), Failure> {
-        let machine = self.0.lock().unwrap();
-        Ok((machine.applied, machine.membership.clone()))
+        self.inner.applied_state().await
     }
 
     async fn apply<I>(&mut self, entries: I) -> Result<Vec<Applied>, Failure>
@@ -55,54 +41,44 @@ impl RaftStateMachine<TypeConfig> for SharedMachine {
         I: IntoIterator<Item = Entry<TypeConfig>> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let mut applied = Vec::new();
-        for entry in entries {
-            {
-                let mut machine = self.0.lock().unwrap();
-                machine.applied = Some(entry.log_id);
-                if let EntryPayload::Membership(membership) = entry.payload {
-                    machine.membership = StoredMembership::new(Some(entry.log_id), membership);
-                }
-            }
-            self.1.release(entry.log_id, false).await.unwrap();
-            applied.push(Applied::default());
+        let entries: Vec<_> = entries.into_iter().collect();
+        let applied = self.inner.apply(entries).await?;
+        let head = self.ledger.sync(false).unwrap();
+        if let Some(id) = self.durable.advance(&head).unwrap() {
+            self.log.release(id, false).await.unwrap();
         }
         Ok(applied)
     }
 
-    async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder(self.0.clone())
+    async fn get_snapshot_builder(&mut self) -> Durable {
+        self.inner.get_snapshot_builder().await
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotStream>, Failure> {
-        Ok(Box::new(SnapshotStream))
+        self.inner.begin_receiving_snapshot().await
     }
 
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta<u64, BasicNode>,
-        _snapshot: Box<SnapshotStream>,
+        snapshot: Box<SnapshotStream>,
     ) -> Result<(), Failure> {
-        let mut machine = self.0.lock().unwrap();
-        machine.applied = meta.last_log_id;
-        machine.membership = meta.last_membership.clone();
-        machine.snapshot = Some(meta.clone());
-        Ok(())
+        self.inner.install_snapshot(meta, snapshot).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, Failure> {
-        let meta = self.0.lock().unwrap().snapshot.clone();
-        Ok(meta.map(|meta| Snapshot { meta, snapshot: Box::new(SnapshotStream) }))
+        self.inner.get_current_snapshot().await
     }
 }
 
 struct InTemporaryDirectory;
 
-impl StoreBuilder<TypeConfig, RaftLog, SharedMachine, tempfile::TempDir> for InTemporaryDirectory {
-    async fn build(&self) -> Result<(tempfile::TempDir, RaftLog, SharedMachine), Failure> {
+impl StoreBuilder<TypeConfig, RaftLog, Machine, tempfile::TempDir> for InTemporaryDirectory {
+    async fn build(&self) -> Result<(tempfile::TempDir, RaftLog, Machine), Failure> {
         let directory = tempfile::tempdir().unwrap();
         let log = open(directory.path());
-        Ok((directory, log.clone(), SharedMachine(std::sync::Arc::default(), log)))
+        let machine = Machine::open(directory.path(), log.clone()).unwrap();
+        Ok((directory, log, machine))
     }
 }
 

@@ -183,7 +183,7 @@ fn a_map_that_is_emptied_has_the_empty_root() {
     assert_eq!(map.apply(2, &deletes).unwrap(), EMPTY, "everything deleted");
     assert_eq!(jmt.apply(2, &deletes), EMPTY, "jmt says so too");
     map.sync(2).unwrap();
-    assert_eq!(map.live_keys().unwrap(), 0);
+    assert_eq!(map.sizes().unwrap().live_keys, 0);
     assert_eq!(map.get(&keys[7]).unwrap().map(|s| (s.revision, s.state)), Some((2, State::Deleted)), "remembered");
 }
 
