@@ -76,6 +76,12 @@ impl Location {
         synced.map_err(|e| Error::io(format!("syncing {}", self.directory.display()), &e))
     }
 
+    fn sync(&self, number: u64) -> Result<(), Error> {
+        let path = self.path(number);
+        let file = self.disk.open(&path, false).map_err(|e| Error::io(format!("opening {}", path.display()), &e))?;
+        file::sync(file.as_ref(), &path)
+    }
+
     fn remove(&self, number: u64) -> Result<(), Error> {
         let path = self.path(number);
         self.disk.remove(&path).map_err(|e| Error::io(format!("removing {}", path.display()), &e))
@@ -151,6 +157,13 @@ impl Archive {
             }
             beyond.push(number);
             found = before.flatten();
+        }
+        if let Some((number, _)) = &newest {
+            // After a kill, what was read need not be durable yet.
+            for number in numbers.last().into_iter().chain([number]) {
+                location.sync(*number)?;
+            }
+            location.sync_names()?;
         }
         let closed = numbers.into_iter().map(|number| Ok((number, look_at(&location, number)?)));
         let closed = closed.collect::<Result<BTreeMap<_, _>, Error>>()?;
@@ -335,11 +348,11 @@ impl Archive {
 fn examine(location: &Location, number: u64) -> Result<Option<Found>, Error> {
     let Some(mut reader) = file::Reader::open(location.disk.as_ref(), location.path(number))? else { return Ok(None) };
     let base = match reader.step()? {
-        Step::Frame(frame) => Mark::decode(frame.payload),
+        Step::Frame(frame) => Mark::decode(frame.payload).map(|base| (base, frame.header.durable)),
         Step::End | Step::Bad => None,
     };
-    let Some(base) = base else { return Ok(None) };
-    let (mut end, mut store_durable) = (base, 0);
+    let Some((base, mut store_durable)) = base else { return Ok(None) };
+    let mut end = base;
     while let Step::Frame(frame) = reader.step()? {
         store_durable = frame.header.durable;
         let entry = Frame::decode_whole(frame.payload).map_err(|_| unknown_format(location, number))?;

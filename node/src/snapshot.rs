@@ -33,17 +33,17 @@ const LENGTH_BYTES: usize = 4;
 /// Reads a snapshot of this ledger, chunk by chunk.
 pub(crate) struct Sender {
     ledger: Arc<Ledger>,
-    /// The raft index that the snapshot ends with.
-    raft_index: u64,
+    /// Where the snapshot ends.
+    end: Mark,
     /// How far the receiver is with what it was sent.
     at: Mark,
     reader: Option<Box<Reader>>,
 }
 
 impl Sender {
-    /// A snapshot at a raft index up to which the ledger is durable.
-    pub(crate) fn new(ledger: Arc<Ledger>, raft_index: u64) -> Self {
-        Self { ledger, raft_index, at: Mark::default(), reader: None }
+    /// A snapshot of the ledger as it was at a mark up to which it is durable.
+    pub(crate) fn new(ledger: Arc<Ledger>, end: Mark) -> Self {
+        Self { ledger, end, at: Mark::default(), reader: None }
     }
 
     /// Begins after what the receiver has ([`Receiver::has`]); may be called again to resume.
@@ -55,14 +55,15 @@ impl Sender {
     /// The next chunk: frames, each with its length before and the salts of its values behind it. `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when archive or salt file are damaged; [`Error::Io`].
+    /// [`Error::Corrupt`] when archive or salt file are damaged; [`Error::Unavailable`] when the archive was mended there
+    /// since the snapshot was taken: take a newer one; [`Error::Io`].
     pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        let (ledger, raft_index, mut at) = (Arc::clone(&self.ledger), self.raft_index, self.at);
+        let (ledger, end, mut at) = (Arc::clone(&self.ledger), self.end, self.at);
         let mut reader = self.reader.take().unwrap_or_else(|| Box::new(ledger.archive.read_from(&at)));
         let read = rt::blocking(move || {
             let mut chunk = Vec::new();
             while chunk.len() < CHUNK_BYTES {
-                let Some(frame) = reader.next()?.filter(|frame| frame.raft_index <= raft_index) else { break };
+                let Some(frame) = reader.next()?.filter(|frame| frame.raft_index <= end.raft_index) else { break };
                 if !at.covers(&frame) {
                     at = at.after(&frame);
                     push_item(&ledger, frame, &mut chunk)?;
@@ -73,6 +74,11 @@ impl Sender {
         let (reader, at, chunk) = read.await.map_err(|e| Error::Unavailable(format!("reading a snapshot: {e}")))??;
         self.reader = Some(reader);
         self.at = at;
+        // What was made again from the store can be cut at its end only: outcomes stand there together.
+        let covered = end.raft_index < at.raft_index || Mark { raft_index: end.raft_index, ..at }.meets(&end);
+        if chunk.is_empty() && !covered {
+            return Err(Error::Unavailable("the archive was mended where the snapshot ends: take a newer one".into()));
+        }
         Ok((!chunk.is_empty()).then(|| chunk.into()))
     }
 }

@@ -2,7 +2,6 @@
 //! may give it.
 
 use hyper::HeaderMap;
-use hyper::header::IF_MATCH;
 use samovar_node::Node;
 use samovar_node::command::{KEY_BYTES_MAX, RESERVED_PREFIX, Requirement};
 use serde::de::DeserializeOwned;
@@ -56,11 +55,7 @@ pub(super) fn checked_end(node: &Node, expires_ms: Option<u64>) -> Result<(), Pr
 
 /// The revision that a change is based on: that of `If-Match`, else the one that was just read.
 pub(super) fn based_on(headers: &HeaderMap, read: u64) -> Result<u64, Problem> {
-    let Some(tag) = keys::single(headers, &IF_MATCH)? else { return Ok(read) };
-    if tag.is_empty() {
-        return Err(keys::no_tag_matches());
-    }
-    keys::strong_tag(tag).ok_or_else(|| Problem::invalid("If-Match must name one revision: If-Match: \"REVISION\""))
+    Ok(keys::if_match(headers)?.unwrap_or(read))
 }
 
 /// What a change takes away.

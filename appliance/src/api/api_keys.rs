@@ -34,7 +34,7 @@ struct Changed {
     prefixes: Vec<String>,
     #[serde(default)]
     grants: Vec<Grant>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::transactions::whole_or_null")]
     expires_ms: Option<u64>,
     #[serde(default)]
     disabled: bool,

@@ -15,7 +15,7 @@ struct NewCertificate {
     user: String,
     /// SHA-256 of the `SubjectPublicKeyInfo` in DER, hex.
     key: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::transactions::whole_or_null")]
     expires_ms: Option<u64>,
 }
 

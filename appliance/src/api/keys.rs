@@ -235,8 +235,7 @@ pub(super) fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Op
     Ok(Some(text))
 }
 
-/// `If-Match: "REV"` or `If-None-Match: *` as a requirement. An empty list of tags is well-formed, and none of its tags
-/// matches (RFC 9110, 5.6.1, 13.1.1 and 13.1.2).
+/// `If-Match: "REV"` or `If-None-Match: *` as a requirement. An empty `If-None-Match` excludes nothing (RFC 9110, 13.1.2).
 fn write_conditions(headers: &HeaderMap, key: &Key) -> Result<Vec<Requirement>, Problem> {
     let require = |revision| Ok(vec![Requirement { key: key.clone(), revision }]);
     let absent = match single(headers, &IF_NONE_MATCH)? {
@@ -244,24 +243,27 @@ fn write_conditions(headers: &HeaderMap, key: &Key) -> Result<Vec<Requirement>, 
         Some("*") => true,
         Some(_) => return Err(Problem::invalid("for a write If-None-Match must be *")),
     };
-    match single(headers, &IF_MATCH)? {
-        None if absent => require(None),
-        None => Ok(Vec::new()),
-        Some("") => Err(no_tag_matches()),
-        Some(tag) => match strong_tag(tag) {
-            None => Err(Problem::invalid("If-Match must name one revision: If-Match: \"REVISION\"")),
-            Some(_) if absent => Err(never("the key cannot have a revision and not exist")),
-            Some(revision) => require(Some(revision)),
-        },
+    match (if_match(headers)?, absent) {
+        (None, false) => Ok(Vec::new()),
+        (None, true) => require(None),
+        (Some(revision), false) => require(Some(revision)),
+        (Some(_), true) => Err(never_met("the key cannot have a revision and not exist")),
     }
 }
 
-/// An empty list of tags is well-formed, and none of its tags matches (RFC 9110, 5.6.1 and 13.1.1).
-pub(super) fn no_tag_matches() -> Problem {
-    never("If-Match names no revision, so none matches")
+/// The revision that `If-Match: "REV"` of a write names. An empty list of tags is well-formed, and none of its tags
+/// matches (RFC 9110, 5.6.1 and 13.1.1).
+pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    match single(headers, &IF_MATCH)? {
+        None => Ok(None),
+        Some("") => Err(never_met("If-Match names no revision, so none matches")),
+        Some(tag) => strong_tag(tag)
+            .map(Some)
+            .ok_or_else(|| Problem::invalid("If-Match must name one revision: If-Match: \"REVISION\"")),
+    }
 }
 
-fn never(why: &str) -> Problem {
+fn never_met(why: &str) -> Problem {
     Problem::new(StatusCode::PRECONDITION_FAILED, "precondition-failed", why)
 }
 
@@ -285,7 +287,7 @@ fn read_condition(headers: &HeaderMap, revision: u64) -> Result<Option<StatusCod
 }
 
 /// The revision of a strong entity tag.
-pub(super) fn strong_tag(text: &str) -> Option<u64> {
+fn strong_tag(text: &str) -> Option<u64> {
     super::query::whole_number(text.strip_prefix('"')?.strip_suffix('"')?)
 }
 

@@ -105,12 +105,13 @@ impl Ledger {
         let archive = Archive::open(disk, data)?;
         let rows = shelf.open()?;
         let head = rows.get(Tree::Meta, b"head")?.map(|row| HeadRow::decode(&row)).transpose()?.unwrap_or_default();
+        let rebuilding = rows.get(Tree::Meta, REBUILDING)?.is_some();
         if head == HeadRow::default() && archive.end() != Mark::default() {
             tracing::warn!("the store is empty: it is rebuilt from the archive");
             let mut batch = Batch::default();
             batch.put(Tree::Meta, REBUILDING, Vec::new());
             rows.commit(batch)?;
-        } else if archive.store_durable() > head.raft_index + 1 && rows.get(Tree::Meta, REBUILDING)?.is_none() {
+        } else if archive.store_durable() > head.raft_index + 1 && !rebuilding {
             return Err(Error::DamagedStore(format!(
                 "the store ends at raft index {}, though it was durable up to {}",
                 head.raft_index,
@@ -143,6 +144,11 @@ impl Ledger {
             map_synced: Mutex::new(MapSync { size: 0, at: rt::instant() }),
         };
         ledger.level()?;
+        if ledger.rows.get(Tree::Meta, REBUILDING)?.is_some() {
+            let mut batch = Batch::default();
+            batch.remove(Tree::Meta, REBUILDING);
+            ledger.rows.commit(batch)?;
+        }
         let head = ledger.install()?;
         if head.raft.is_empty() && head != HeadRow::default() {
             return Err(Error::Corrupt(
@@ -209,9 +215,7 @@ impl Ledger {
             self.restore(frame, Source::Archive)?;
             self.sync_if_much()?;
         }
-        let mut batch = Batch::default();
-        batch.remove(Tree::Meta, REBUILDING);
-        self.rows.commit(batch)
+        Ok(())
     }
 }
 

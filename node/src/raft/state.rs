@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::log::RaftLog;
 use super::{Applied, SnapshotStream, TypeConfig};
+use crate::archive::Mark;
 use crate::command::Command;
 use crate::error::Error;
 use crate::ledger::{HeadRow, Ledger};
@@ -51,31 +52,32 @@ impl Place {
 /// The newest state that survives a power cut; a snapshot for openraft, which may then purge its log.
 #[derive(Clone)]
 pub(crate) struct Durable {
-    place: Arc<Mutex<Place>>,
+    newest: Arc<Mutex<(Place, Mark)>>,
     ledger: Arc<Ledger>,
 }
 
 impl Durable {
     /// Nothing is known to be durable yet.
     pub(crate) fn new(ledger: Arc<Ledger>) -> Self {
-        Self { place: Arc::default(), ledger }
+        Self { newest: Arc::default(), ledger }
     }
 
     /// Records that the state of this head is durable. Returns its place in the raft log.
     pub(crate) fn advance(&self, head: &HeadRow) -> Result<Option<LogId<u64>>, Error> {
         let place = Place::of(head)?;
         let applied = place.applied;
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = (place, Mark::of(head));
         Ok(applied)
     }
 
     /// A snapshot as of there; of nothing, when nothing is durable yet.
     fn snapshot(&self) -> Snapshot<TypeConfig> {
-        let Place { applied, membership, .. } = self.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (place, end) = self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Place { applied, membership, .. } = place;
         let (term, index) = applied.map_or((0, 0), |id| (id.leader_id.term, id.index));
         let meta =
             SnapshotMeta { last_log_id: applied, last_membership: membership, snapshot_id: format!("{term}-{index}") };
-        let stream = SnapshotStream::Sending(Sender::new(Arc::clone(&self.ledger), index));
+        let stream = SnapshotStream::Sending(Sender::new(Arc::clone(&self.ledger), end));
         Snapshot { meta, snapshot: Box::new(stream) }
     }
 }

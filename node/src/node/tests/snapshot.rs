@@ -4,6 +4,7 @@
 use bytes::BytesMut;
 
 use super::*;
+use crate::archive::Mark;
 use crate::command::{OperationCommand, WriteCommand};
 use crate::ledger::HeadRow;
 use crate::machine::{Input, Position};
@@ -34,19 +35,15 @@ impl Peer {
     }
 }
 
-/// What a snapshot ends with.
-fn end(ledger: &Ledger) -> (u64, Vec<u8>) {
+/// What a snapshot taken now ends with.
+fn end(ledger: &Ledger) -> (Mark, Vec<u8>) {
     let head = ledger.sync(false).unwrap();
-    (head.raft_index, head.raft)
+    (Mark::of(&head), head.raft)
 }
 
 /// Sends a snapshot; returns the sizes of its chunks.
-async fn transfer(
-    from: &Arc<Ledger>,
-    to: &Arc<Ledger>,
-    (raft_index, place): (u64, Vec<u8>),
-) -> Result<Vec<usize>, Error> {
-    let mut sender = Sender::new(Arc::clone(from), raft_index);
+async fn transfer(from: &Arc<Ledger>, to: &Arc<Ledger>, (end, place): (Mark, Vec<u8>)) -> Result<Vec<usize>, Error> {
+    let mut sender = Sender::new(Arc::clone(from), end);
     let mut receiver = Receiver::begin(Arc::clone(to)).await?;
     sender.begin_after(receiver.has());
     let mut sizes = Vec::new();
@@ -54,7 +51,7 @@ async fn transfer(
         sizes.push(chunk.len());
         receiver.push_chunk(chunk).await?;
     }
-    receiver.install(raft_index, place).await?;
+    receiver.install(end.raft_index, place).await?;
     Ok(sizes)
 }
 
@@ -178,9 +175,9 @@ fn a_transfer_goes_on_where_it_was_given_up_and_refuses_what_does_not_follow() {
         for _ in 0..6 {
             write_one(&node, put("large", 1 << 20)).await;
         }
-        let (raft_index, place) = end(&leader);
+        let (end, place) = end(&leader);
         let follower = peer.open().unwrap();
-        let mut sender = Sender::new(Arc::clone(&leader), raft_index);
+        let mut sender = Sender::new(Arc::clone(&leader), end);
         let mut receiver = Receiver::begin(Arc::clone(&follower)).await.unwrap();
         let first = sender.next_chunk().await.unwrap().unwrap();
         receiver.push_chunk(first.clone()).await.unwrap();
@@ -202,7 +199,7 @@ fn a_transfer_goes_on_where_it_was_given_up_and_refuses_what_does_not_follow() {
         while let Some(chunk) = sender.next_chunk().await.unwrap() {
             receiver.push_chunk(chunk).await.unwrap();
         }
-        receiver.install(raft_index, place).await.unwrap();
+        receiver.install(end.raft_index, place).await.unwrap();
         assert_equal(&leader, &follower, "after a transfer in two parts");
         node.stop().await;
     });
