@@ -3,9 +3,10 @@
 use std::os::linux::fs::MetadataExt as _;
 use std::sync::OnceLock;
 
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
+use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
 use crate::config::Level;
 use crate::metrics::CountLines;
@@ -14,7 +15,7 @@ use crate::metrics::CountLines;
 const FIELD_PREFIX: &str = "SAMOVAR";
 
 /// The level in force, once events go anywhere.
-static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// Sends events to the journal when standard error goes there and it takes fields, else to standard error. A second call
 /// changes nothing.
@@ -47,8 +48,12 @@ fn journald() -> Option<tracing_journald::Layer> {
     Some(layer.with_field_prefix(Some(FIELD_PREFIX.to_owned())).with_syslog_identifier("samovar".to_owned()))
 }
 
-fn filter(level: Level) -> EnvFilter {
+fn filter(level: Level) -> Targets {
+    let least = level.as_str().parse().unwrap_or(LevelFilter::INFO);
+    let all = Targets::new().with_default(least);
+    if level >= Level::Debug {
+        return all;
+    }
     // openraft tells every step of an election at `info`.
-    let quiet = if level < Level::Debug { ",openraft=error,sled=warn" } else { "" };
-    EnvFilter::new(format!("{}{quiet}", level.as_str()))
+    all.with_target("openraft", LevelFilter::ERROR).with_target("sled", least.min(LevelFilter::WARN))
 }
