@@ -95,6 +95,52 @@ pub(crate) struct Chain {
     pub head: HeadRow,
 }
 
+/// The chain, held for reading. A thread that took it twice would wait for itself once apply waits in between, so debug
+/// builds panic at the second time.
+pub(crate) struct ChainRead<'a> {
+    chain: RwLockReadGuard<'a, Chain>,
+    #[cfg(debug_assertions)]
+    _once: once::Once,
+}
+
+impl std::ops::Deref for ChainRead<'_> {
+    type Target = Chain;
+
+    fn deref(&self) -> &Chain {
+        &self.chain
+    }
+}
+
+#[cfg(debug_assertions)]
+mod once {
+    use std::cell::RefCell;
+
+    thread_local! {
+        /// Addresses of the locks that this thread holds.
+        static HELD: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// This thread holds a lock, once.
+    pub(super) struct Once(usize);
+
+    impl Once {
+        pub(super) fn of<T>(lock: &T) -> Self {
+            let address = std::ptr::from_ref(lock).addr();
+            HELD.with_borrow_mut(|held| {
+                assert!(!held.contains(&address), "the chain is held already by this thread: pass what was read on");
+                held.push(address);
+            });
+            Self(address)
+        }
+    }
+
+    impl Drop for Once {
+        fn drop(&mut self) {
+            HELD.with_borrow_mut(|held| held.retain(|address| *address != self.0));
+        }
+    }
+}
+
 /// What a block makes of the keys it touches, each once, in the order in which they were first touched.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
@@ -177,8 +223,14 @@ const WAITING_NAMES: usize = 16_384;
 
 impl Ledger {
     /// The chain as of one block.
-    pub(crate) fn chain(&self) -> RwLockReadGuard<'_, Chain> {
-        self.chain.read().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn chain(&self) -> ChainRead<'_> {
+        #[cfg(debug_assertions)]
+        let once = once::Once::of(&self.chain);
+        ChainRead {
+            chain: self.chain.read().unwrap_or_else(PoisonError::into_inner),
+            #[cfg(debug_assertions)]
+            _once: once,
+        }
     }
 
     /// For apply, and for what freezes or flushes the state map.

@@ -369,6 +369,7 @@ impl Node {
     pub fn status(&self) -> Status {
         let inner = &self.inner;
         let consensus = inner.consensus.status();
+        let clock = self.clock();
         let chain = inner.ledger.chain();
         let stages = &inner.ledger.stages;
         let map = inner.ledger.map.sizes().unwrap_or_default();
@@ -399,7 +400,7 @@ impl Node {
                 + consensus.log.segment_bytes,
             stores_set_aside: inner.ledger.set_aside.clone(),
             archive,
-            clock: self.clock(),
+            clock,
             raft_log: consensus.log,
             apply: ApplyStages {
                 entries: stages.entries.load(Relaxed),
