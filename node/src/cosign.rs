@@ -85,7 +85,11 @@ impl Notary {
         let Some(promised) = self.promise.read()? else { return Ok(()) };
         let chain = self.ledger.chain();
         if promised.origin != self.origin {
-            return Err(broken(&format!("this node cosigned another log, {}", promised.origin)));
+            return Err(Error::Corrupt(format!(
+                "node.json names the log {}, but this node cosigned {} (file promise): one of the two is damaged, or belongs \
+                 to another node; restore node.json from a backup, or rejoin the cluster from its peers",
+                self.origin, promised.origin
+            )));
         }
         if promised.size > chain.head.size {
             let (size, head) = (promised.size, chain.head.size);
