@@ -89,7 +89,8 @@ fn assert_equal(a: &Ledger, b: &Ledger, what: &str) {
             page.into_iter().map(|v| (v.revision, v.block, matches!(v.change, Change::Delete))).collect::<Vec<_>>()
         };
         assert_eq!(versions(a), versions(b), "{what}: the history of {name}");
-        for at in [None, Some(a.chain().head.height / 2)] {
+        let half = a.chain().head.height / 2;
+        for at in [None, Some(half)] {
             let read = |ledger: &Ledger| format!("{:?}", ledger.get(&key, at).map(|r| r.found));
             assert_eq!(read(a), read(b), "{what}: {name} at {at:?}");
         }
