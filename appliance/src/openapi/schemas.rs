@@ -112,7 +112,7 @@ pub(super) fn all() -> Value {
         ),
         "Me": me(),
         "PasswordChange": strict(&["old", "new"], &json!({ "old": text(), "new": password() })),
-        "NewUser": strict(&["name", "role"], &with(access(), &json!({ "name": user(), "password": password() }))),
+        "NewUser": strict(&["name", "role"], &with(access(), &json!({ "name": user(), "password": or_null(password()) }))),
         "UserChange": strict(&["role"], &with(access(), &json!({ "disabled": { "type": "boolean" } }))),
         "NewPassword": strict(&["password"], &json!({ "password": password() })),
         "User": object(
@@ -125,14 +125,18 @@ pub(super) fn all() -> Value {
         "Users": object(&["users"], &json!({ "users": list(&refer("User")) })),
         "NewApiKey": json!({
             "oneOf": [
-                strict(&["name", "role"], &with(access(), &json!({ "name": name(), "expires_ms": number_or_null() }))),
-                strict(&["name", "user"], &json!({ "name": name(), "user": user(), "expires_ms": number_or_null() })),
+                strict(&["name", "role"], &with(access(), &json!({
+                    "name": name(), "user": { "type": "null" }, "expires_ms": number_or_null(),
+                }))),
+                strict(&["name", "user"], &json!({
+                    "name": name(), "user": user(), "role": { "type": "null" }, "expires_ms": number_or_null(),
+                })),
             ],
         }),
         "ApiKeyChange": strict(
             &["name"],
             &with(access(), &json!({
-                "name": name(), "expires_ms": number_or_null(), "disabled": { "type": "boolean" },
+                "role": role_or_null(), "name": name(), "expires_ms": number_or_null(), "disabled": { "type": "boolean" },
             })),
         ),
         "ApiKey": api_key(),
@@ -256,6 +260,12 @@ fn grants() -> Value {
 /// Name of a user.
 pub(super) fn user() -> Value {
     json!({ "type": "string", "minLength": 1, "maxLength": USER_BYTES_MAX, "pattern": "^[a-z0-9][a-z0-9._-]*$" })
+}
+
+/// A string of a kind, or null for none.
+fn or_null(mut some: Value) -> Value {
+    some["type"] = json!(["string", "null"]);
+    some
 }
 
 fn password() -> Value {
