@@ -136,7 +136,7 @@ pub(super) fn all() -> Value {
         "ApiKeyChange": strict(
             &["name"],
             &with(access(), &json!({
-                "role": role_or_null(), "name": name(), "expires_ms": number_or_null(), "disabled": { "type": "boolean" },
+                "name": name(), "expires_ms": number_or_null(), "disabled": { "type": "boolean" },
             })),
         ),
         "ApiKey": api_key(),
