@@ -1,4 +1,4 @@
-use clap::CommandFactory;
+use clap::{CommandFactory, FromArgMatches};
 
 use super::*;
 use crate::client::fake::{Fake, Reply, start};
@@ -6,7 +6,15 @@ use crate::client::fake::{Fake, Reply, start};
 mod documents;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(std::iter::once("samovar").chain(line.split_whitespace()))
+    let matches =
+        elsewhere(Cli::command()).try_get_matches_from(std::iter::once("samovar").chain(line.split_whitespace()))?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// The command where nothing is set in the environment: whoever follows the README has exported `SAMOVAR_DATA`.
+fn elsewhere(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| if arg.get_env().is_some() { arg.env("SAMOVAR_SET_NOWHERE") } else { arg });
+    command.mut_subcommands(elsewhere)
 }
 
 #[test]
