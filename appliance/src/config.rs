@@ -10,8 +10,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::LIFE_MS_MAX;
+use crate::bucket::Quota;
 use crate::http::Limits;
-use crate::quota::{Quota, Quotas};
+use crate::quota::Quotas;
 
 mod nearest;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use clap::Parser;
 
 mod api;
 mod auth;
+mod bucket;
 mod cli;
 mod client;
 mod config;
