@@ -90,7 +90,8 @@ pub(crate) async fn create(call: Call) -> Handled {
         let detail = format!("the ledger has {} API keys, the most it takes", API_KEYS.rows_max);
         return Err(Problem::conflict("too-many-api-keys", detail));
     }
-    let crate::auth::Issued { id, row, token } = ApiKey::issue(wanted.name, holder, wanted.expires_ms);
+    let crate::auth::Issued { id, row, token } =
+        ApiKey::issue(wanted.name, holder, wanted.expires_ms, call.app.node.now_ms());
     requirements.push(API_KEYS.unchanged(&id, None)?);
     let committed = commit(node, &call.principal.id, requirements, vec![API_KEYS.put(&id, &row)?]).await?;
     let issued = Issued { shown: shown(&id, committed.transaction, &row), token };

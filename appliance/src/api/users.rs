@@ -73,7 +73,7 @@ pub(crate) async fn create(call: Call) -> Handled {
         );
         return Err(Problem::unprocessable(detail));
     }
-    let user = User::new(checked(role, prefixes, grants)?);
+    let user = User::new(checked(role, prefixes, grants)?, call.app.node.now_ms());
     let node = &call.app.node;
     node.barrier().await?;
     if USERS.all(node).await?.len() >= USERS.rows_max {

@@ -162,12 +162,12 @@ pub(crate) struct Issued {
 
 impl ApiKey {
     /// Makes a key with a fresh secret.
-    pub(crate) fn issue(name: String, holder: Holder, expires_ms: Option<u64>) -> Issued {
+    pub(crate) fn issue(name: String, holder: Holder, expires_ms: Option<u64>, created_ms: u64) -> Issued {
         let mut secret = [0; SECRET_BYTES];
         rt::fill_random(&mut secret);
         let (id, secret) = (fresh_id(), URL_SAFE_NO_PAD.encode(secret));
         let hash = hex(sha256(secret.as_bytes()).as_ref());
-        let row = Self { name, holder, hash, created_ms: rt::now_ms(), expires_ms, disabled: false };
+        let row = Self { name, holder, hash, created_ms, expires_ms, disabled: false };
         Issued { token: format!("{TOKEN_PREFIX}{id}_{secret}"), id, row }
     }
 
@@ -179,8 +179,8 @@ impl ApiKey {
 
 impl User {
     /// A new user.
-    pub(crate) fn new(access: Access) -> Self {
-        Self { access, created_ms: rt::now_ms(), disabled: false, epoch: fresh_id(), ended: Vec::new() }
+    pub(crate) fn new(access: Access, created_ms: u64) -> Self {
+        Self { access, created_ms, disabled: false, epoch: fresh_id(), ended: Vec::new() }
     }
 
     /// Ends all sessions.
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn an_api_key_lives_until_it_expires_or_is_disabled() {
-        let mut row = ApiKey::issue("a".into(), Holder::Nobody(access(Role::Reader)), Some(1000)).row;
+        let mut row = ApiKey::issue("a".into(), Holder::Nobody(access(Role::Reader)), Some(1000), 0).row;
         assert!(row.is_live(999), "before its end");
         assert!(!row.is_live(1000), "at its end");
         row.expires_ms = None;
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn the_secret_is_not_stored() {
-        let issued = ApiKey::issue("a".into(), Holder::Nobody(access(Role::Writer)), None);
+        let issued = ApiKey::issue("a".into(), Holder::Nobody(access(Role::Writer)), None, 0);
         let secret = issued.token.rsplit_once('_').expect("a secret").1;
         let stored = serde_json::to_string(&issued.row).expect("JSON");
         assert!(!stored.contains(secret), "{stored} holds the secret");
@@ -292,9 +292,9 @@ mod tests {
     fn rows_have_golden_bytes() {
         let access = Access { role: Role::Writer, prefixes: vec!["a/".into()], grants: vec![Grant::Erase] };
         let holder = Holder::User { user: "bot".into() };
-        let mut key = ApiKey::issue("ci".into(), holder, Some(9)).row;
-        (key.hash, key.created_ms) = ("h".into(), 7);
-        let mut user = User { created_ms: 7, epoch: "e".into(), ..User::new(access.clone()) };
+        let mut key = ApiKey::issue("ci".into(), holder, Some(9), 7).row;
+        key.hash = "h".into();
+        let mut user = User { epoch: "e".into(), ..User::new(access.clone(), 7) };
         user.end_session("s", 9, 8);
         let own = ApiKey { holder: Holder::Nobody(access), expires_ms: None, ..key.clone() };
         assert_eq!(
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn sessions_end_one_by_one_and_then_all() {
-        let mut user = User::new(access(Role::Reader));
+        let mut user = User::new(access(Role::Reader), 0);
         let epoch = user.epoch.clone();
         user.end_session("old", 5, 0);
         for n in 0..ENDED_MAX {

@@ -68,8 +68,9 @@ pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) 
 /// Starts the node for one write and stops it again.
 fn first_admin_key(config: samovar_node::node::Config) -> Result<String> {
     let access = Access { role: Role::Admin, prefixes: Vec::new(), grants: Vec::new() };
-    let Issued { id, row, token } = ApiKey::issue("first admin key, made by init".into(), Holder::Nobody(access), None);
     let node = NodeThread::start(config)?;
+    let Issued { id, row, token } =
+        ApiKey::issue("first admin key, made by init".into(), Holder::Nobody(access), None, node.node().now_ms());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let stored = API_KEYS.put(&id, &row).map(|operation| vec![operation]);
     let stored = stored.and_then(|operations| runtime.block_on(commit(node.node(), AUTHOR, Vec::new(), operations)));
