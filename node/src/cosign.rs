@@ -156,7 +156,7 @@ impl Notary {
     fn sign(&self, checkpoint: &Checkpoint) -> Result<String, Error> {
         let text = checkpoint.to_text();
         self.promise.write(&text)?;
-        let now_s = self.clock.read(self.ledger.chain().head.time_ms).sure_ms / 1000;
+        let now_s = self.clock.read(self.ledger.newest().time_ms).sure_ms / 1000;
         Ok(assemble(&text, &[self.keys.log.sign(&text, now_s), self.keys.cosigner.sign(&text, now_s)]))
     }
 

@@ -218,8 +218,8 @@ const MAP_SYNC_ENTRIES: u64 = 150_000;
 /// … or after this long.
 const MAP_SYNC_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Names that wait in memory before what was put back is made durable.
-const WAITING_NAMES: usize = 16_384;
+/// So many names of keys may wait in memory.
+const WAITING_NAMES_MAX: usize = 16_384;
 
 impl Ledger {
     /// The chain as of one block.
@@ -241,6 +241,11 @@ impl Ledger {
     /// Whether a key has a value, or had one that was erased.
     pub(crate) fn exists(&self, key: &Key) -> Result<bool, Error> {
         Ok(self.map.get(&key_hash(key))?.is_some_and(|slot| slot.exists()))
+    }
+
+    /// The newest block that was told of. Waits for nobody, where [`Ledger::chain`] waits for a block being applied.
+    pub(crate) fn newest(&self) -> Head {
+        *self.head.borrow()
     }
 
     /// Wakes at every block.
@@ -299,12 +304,14 @@ impl Ledger {
         Ok(head)
     }
 
-    /// For who adds much in a row: [`Ledger::sync`] once so much waits in memory that it should be.
+    /// Whether so much waits in memory that [`Ledger::sync`] is due.
+    pub(crate) fn wants_sync(&self) -> Result<bool, Error> {
+        Ok(self.chain().names.waiting() >= WAITING_NAMES_MAX || self.map.wants_flush()?)
+    }
+
+    /// For who adds much in a row.
     pub(crate) fn sync_if_much(&self) -> Result<(), Error> {
-        if self.chain().names.waiting() >= WAITING_NAMES || self.map.wants_flush()? {
-            self.sync(false)?;
-        }
-        Ok(())
+        if self.wants_sync()? { self.sync(false).map(drop) } else { Ok(()) }
     }
 
     /// The first block that was made by a raft entry after `raft_index`; one above the head if there is none.

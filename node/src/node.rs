@@ -423,7 +423,7 @@ impl Inner {
         }
         let LogInfo { vkey, cosigners, policy, .. } = self.log_info.clone();
         let author = self.identity.name.clone();
-        if self.ledger.chain().head.system_revision == 0 {
+        if self.ledger.newest().system_revision == 0 {
             let time_ms = self.clock.read(0).sure_ms;
             let command = Command::Cosigners { time_ms, author, log: vkey, cosigners, policy };
             self.consensus.propose(&command).await?;

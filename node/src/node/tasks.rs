@@ -18,10 +18,9 @@ use crate::store::Shelf;
 
 /// How often free space is looked at, and whether anything must be made durable.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
-/// What has been applied is made durable in the store after this long, so that the raft log can be released.
+/// What has been applied is made durable in the store after this long, so that the raft log can be released; or once
+/// [`Ledger::wants_sync`].
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
-/// … or once so many keys wait in memory.
-const SYNC_WAITING_KEYS: usize = 16_384;
 /// A pass of the scrub begins so long after the start …
 const SCRUB_DELAY: Duration = Duration::from_secs(600);
 /// … and so long after the one before ended.
@@ -53,6 +52,12 @@ pub(super) async fn open_ledger(
                 ledger.suspicion.note_if_damaged(&error);
                 let_go(&ledger, 1).await;
                 again = false;
+            }
+            Err(Error::DamagedStore(what)) => {
+                return Err(Error::Corrupt(format!(
+                    "{what}, also after the store was rebuilt from the archive: restore a backup, or rejoin the cluster \
+                     from its peers"
+                )));
             }
             started => return Ok((ledger, started?)),
         }
@@ -93,14 +98,12 @@ pub(super) async fn maintain(node: Arc<Inner>) {
     loop {
         rt::sleep(MAINTENANCE_INTERVAL).await;
         node.look_at_space();
-        let (size, waiting) = {
-            let chain = node.ledger.chain();
-            (chain.head.size, chain.names.waiting())
-        };
+        let size = node.ledger.newest().size;
         // An erase: purge the raft log, which still has the value, and close its segment at once.
         let erased = node.ledger.erased.swap(false, Relaxed);
         let due = rt::instant() >= next_sync && size != synced_size;
-        let full = waiting >= SYNC_WAITING_KEYS || node.ledger.map.wants_flush().unwrap_or(true);
+        // What cannot be read is told of by the sync.
+        let full = node.ledger.wants_sync().unwrap_or(true);
         if !(erased || due || full) {
             continue;
         }
@@ -120,20 +123,22 @@ pub(super) async fn maintain(node: Arc<Inner>) {
 pub(super) async fn scrub(node: Arc<Inner>) {
     rt::sleep(SCRUB_DELAY).await;
     loop {
-        let (mut after, mut from) = (0, Mark::default());
-        while let Some(check) = node.ledger.archive.check_after(after, from) {
-            after = check.number;
-            match scrub_segment(&node.ledger, check).await {
-                Ok(end) => from = end,
-                Err(error) => {
-                    tracing::error!(%error, "the archive could not be read again; the next pass tries once more");
-                    break;
-                }
-            }
+        match scrub_pass(&node.ledger).await {
+            Ok(()) => node.ledger.archive.scrubbed.passed(rt::now_ms()),
+            Err(error) => tracing::error!(%error, "the archive could not be read again; the next pass tries once more"),
         }
-        node.ledger.archive.scrubbed.passed(rt::now_ms());
         rt::sleep(SCRUB_INTERVAL).await;
     }
+}
+
+/// Checks every segment once.
+async fn scrub_pass(ledger: &Arc<Ledger>) -> Result<(), Error> {
+    let (mut after, mut from) = (0, Mark::default());
+    while let Some(check) = ledger.archive.check_after(after, from) {
+        after = check.number;
+        from = scrub_segment(ledger, check).await?;
+    }
+    Ok(())
 }
 
 /// Checks one segment, and mends it if need be; returns how far the ledger is after it.

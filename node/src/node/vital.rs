@@ -17,15 +17,14 @@ impl Node {
     /// time while the clock is doubted. What expires is compared with this.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        self.inner.clock.read(self.inner.ledger.chain().head.time_ms).sure_ms
+        self.inner.clock.read(self.inner.ledger.newest().time_ms).sure_ms
     }
 
     /// The wall clock, and what is made of it.
     #[must_use]
     pub fn clock(&self) -> ClockStatus {
         let inner = &self.inner;
-        let clock::Time { sure_ms, wall_ms, synchronised, doubted } =
-            inner.clock.read(inner.ledger.chain().head.time_ms);
+        let clock::Time { sure_ms, wall_ms, synchronised, doubted } = inner.clock.read(inner.ledger.newest().time_ms);
         // An unreadable state map is told of by the next block.
         let held = inner.ledger.exists(&clock::held_key()).unwrap_or(false);
         ClockStatus { wall_ms, sure_ms, synchronised, doubted, held }
@@ -38,7 +37,7 @@ impl Node {
     /// [`Error::Invalid`] when the clock is not doubted; else as [`Node::write`].
     pub async fn accept_clock(&self, author: &str) -> Result<Outcome, Error> {
         let inner = &self.inner;
-        let time = inner.clock.read(inner.ledger.chain().head.time_ms);
+        let time = inner.clock.read(inner.ledger.newest().time_ms);
         if !time.doubted {
             return Err(Error::Invalid("the clock is not doubted: there is nothing to accept".into()));
         }

@@ -106,7 +106,7 @@ impl Proposer {
             self.clock.accept();
         }
         let (mut writes, replies): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.write, job.reply)).unzip();
-        let time = self.clock.read(self.ledger.chain().head.time_ms);
+        let time = self.clock.read(self.ledger.newest().time_ms);
         writes.extend(self.mark(time));
         let command = Command::Writes { time_ms: time.sure_ms, writes };
         match propose_command(&self.raft, &command).await {
