@@ -1,9 +1,9 @@
 //! Apply: what a committed proposal does to the ledger. Pure but for its storage, synchronous, deterministic: no clock, no
 //! randomness, no order of a hash map reaches what is hashed or answered.
 //!
-//! Crash order of a block: salts to their file, the rows in one atomic batch (with the position in the raft log), then the
-//! answer. What was not durable comes again from the raft log; so do salts that a power cut took from under rows that it
-//! left ([`Ledger::restore_salts`]). An erase destroys its salts before the batch that says so.
+//! Order of a block: salts to their file, its frame to the archive, the rows as one atomic batch (with the position in the
+//! raft log), then the answer. What was not durable comes again from the raft log; so do salts that a power cut took from
+//! under rows that it left ([`Ledger::restore_salts`]). An erase destroys its salts before the batch that says so.
 
 use crate::command::{Command, Committed, Key, OperationCommand, Outcome, Refusal, WriteCommand};
 use crate::entry::{self, Change, Cosigners, Entry, Membership, Transaction};

@@ -405,9 +405,8 @@ async fn users_by_command_line_and_the_box_without_any_token() {
     assert_eq!(history["versions"][0]["author"], format!("local/{uid}"), "entries say who it was");
 }
 
-/// Needs root, to be somebody else.
 #[tokio::test]
-#[ignore = "needs root"]
+#[ignore = "needs root, to be somebody else; tests/run runs it where it is"]
 async fn others_are_refused_at_the_unix_socket() {
     let ledger = Ledger::start("").await;
     let socket = ledger.daemon.data().join("samovar.sock");

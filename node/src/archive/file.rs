@@ -142,18 +142,15 @@ impl Reader {
         let span = usize::try_from(frame_span(payload)).unwrap_or(usize::MAX);
         self.fill(span)?;
         let start = self.used;
-        let (checksum, sequence, span) = match Frame::decode(&self.header, &self.buffer[start..]) {
-            Some(f) if f.header.previous == self.checksum && f.header.sequence == self.sequence + 1 => {
-                (f.checksum, f.header.sequence, f.span())
-            }
-            _ => return Ok(Step::Bad),
-        };
-        self.checksum = checksum;
-        self.sequence = sequence;
-        self.offset += span;
-        self.used = self.buffer.len().min(start + usize::try_from(span).unwrap_or(usize::MAX));
-        let frame = Frame::decode(&self.header, &self.buffer[start..]);
-        Ok(frame.map_or(Step::Bad, Step::Frame))
+        let Some(frame) = Frame::decode(&self.header, &self.buffer[start..]) else { return Ok(Step::Bad) };
+        if frame.header.previous != self.checksum || frame.header.sequence != self.sequence + 1 {
+            return Ok(Step::Bad);
+        }
+        self.checksum = frame.checksum;
+        self.sequence = frame.header.sequence;
+        self.offset += span as u64;
+        self.used = self.buffer.len().min(start + span);
+        Ok(Step::Frame(frame))
     }
 
     /// Where it stands; [`Reader::rewind`] goes back there.

@@ -7,9 +7,9 @@ use crate::archive::{Frame, Mark};
 use crate::command::Key;
 use crate::entry::{Change, Entry, Transaction};
 use crate::error::Error;
-use crate::ledger::{Ledger, key_hash};
+use crate::ledger::{Ledger, block_row, first_of_block, key_hash};
 use crate::state_root::{Slot, SlotState};
-use crate::store::{entries, outcomes, values};
+use crate::store::{Rows, entries, outcomes, values};
 
 /// Where a frame comes from, and what comes with it.
 pub(crate) enum Source {
@@ -150,13 +150,12 @@ impl Draft<'_> {
 /// # Errors
 /// What `emit` says; [`Error::DamagedStore`].
 pub(crate) fn restate(
-    rows: &crate::store::Rows,
+    rows: &Rows,
     from: Mark,
     to: Mark,
     place: Option<Vec<u8>>,
     emit: &mut dyn FnMut(Frame) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    use crate::ledger::{block_row, first_of_block};
     let mut frame = Frame { outcomes_kept: from.outcomes, ..Frame::default() };
     for height in from.height + 1..=to.height {
         let (first, row) = (first_of_block(rows, height)?, block_row(rows, height)?);
