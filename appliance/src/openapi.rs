@@ -83,20 +83,18 @@ fn parameters(route: &Route) -> Vec<Value> {
         };
         json!({ "name": name, "in": "path", "required": true, "schema": schema })
     });
-    let header = |name: &str, doc: &str, pattern: &str| {
-        let schema = json!({ "type": "string", "pattern": pattern });
-        json!({ "name": name, "in": "header", "description": doc, "schema": schema })
-    };
+    let any = |name: &str, doc: &str, schema: Value| json!({ "name": name, "in": "header", "description": doc, "schema": schema });
+    let header = |name: &str, doc: &str, pattern: &str| any(name, doc, json!({ "type": "string", "pattern": pattern }));
     let mut all: Vec<_> = path.into_iter().chain(route.query.iter().map(query_parameter)).collect();
     let on_key = route.pattern == "/v1/keys/{key}";
     if on_key {
-        let reads = route.method == Method::GET;
         all.push(header("If-Match", "A revision in quotes.", TAG));
-        all.push(header(
-            "If-None-Match",
-            "For a write `*`; for a read a revision in quotes.",
-            if reads { TAG } else { "^\\*$" },
-        ));
+        all.push(if route.method == Method::GET {
+            // Weak tags and lists are taken too, and what is no tag matches nothing (RFC 9110, 13.1.2).
+            any("If-None-Match", "A revision in quotes.", json!({ "type": "string" }))
+        } else {
+            header("If-None-Match", "`*`: only if the key has no value.", "^\\*$")
+        });
     }
     if route.right == Right::WriteKeys {
         all.push(header("Idempotency-Key", "1 to 128 visible ASCII characters; makes a retry safe.", "^[!-~]{1,128}$"));

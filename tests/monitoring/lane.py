@@ -267,6 +267,7 @@ def lane(work, processes, failures):
         return seen
 
     load = provoke.load(main)
+    load.heavy(lambda: "SamovarTrafficHigh" in look())
     provoke.restarts(second, 4)
     provoke.hold_connections(small, 37, lambda: "SamovarConnectionsNearLimit" in look())
     provoke.frozen(small, lambda: {"SamovarStorageDown", "SamovarWritesWaiting"} <= look().keys())

@@ -13,17 +13,22 @@ from processes import until
 RUNBOOKS = pathlib.Path(__file__).resolve().parents[2] / "docs/operate/runbooks"
 # What is left free of the small file system: below its reserve, and above what makes ext4 itself refuse.
 LEFT_BYTES = 40 << 20
-# Reads sent together, and how often they are: enough for 100 a second over five minutes.
-PIPELINE, PIPELINES = 100, 420
+# Reads sent together.
+PIPELINE = 100
 
 
 class Load(threading.Thread):
-    """Reads and writes of every kind on a daemon, until told to finish."""
+    """As many reads as a daemon answers, until they are enough; then reads and writes of every kind, until finished."""
 
     def __init__(self, daemon):
         super().__init__(daemon=True)
-        self.target, self.ending, self.error = daemon, threading.Event(), None
+        self.target, self.enough, self.ending, self.error = daemon, threading.Event(), threading.Event(), None
         self.start()
+
+    def heavy(self, seen):
+        """Goes on with the many reads until they are noticed: how many a machine answers, or a scrape misses, varies."""
+        until("heavy traffic is noticed", 120, lambda: self.error or seen())
+        self.enough.set()
 
     def finish(self):
         self.ending.set()
@@ -56,7 +61,7 @@ class Load(threading.Thread):
         context = ssl.create_default_context(cafile=str(self.target.ca))
         with socket.create_connection((self.target.host, self.target.port), timeout=30) as plain:
             with context.wrap_socket(plain, server_hostname=self.target.host) as stream:
-                for _ in range(PIPELINES):
+                while not self.enough.is_set() and not self.ending.is_set():
                     stream.sendall(f"GET /v1/log HTTP/1.1\r\n{head}".encode() * PIPELINE)
                     answered = b""
                     while answered.count(b"HTTP/1.1 200 ") < PIPELINE or not answered.endswith(b"}"):
