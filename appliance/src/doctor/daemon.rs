@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use serde_json::Value;
 
 use super::facts::AS_ROOT;
-use super::{Facts, Look, need, no, process, unseen, yes};
+use super::{Facts, Look, Unseen, need, no, process, unseen, yes};
 use crate::serve::{DESCRIPTORS_RESERVED, URL_FILE};
 
 /// How far the newest checkpoint may be behind a ledger that is written to, in entries: some seconds of full load.
@@ -24,7 +24,10 @@ pub(super) fn runs(facts: &Facts) -> Look {
             "systemctl start samovar; why it ended: journalctl -u samovar -n 50",
         );
     };
-    let status = need(&daemon.status)?;
+    let status = match &daemon.status {
+        Ok(status) => status,
+        Err(Unseen { why, next }) => return no(why, next),
+    };
     let word = |name: &str| status.get(name).and_then(Value::as_str).unwrap_or("?");
     match &daemon.ready {
         Ok(()) => yes(format!("{}, {}, takes reads and writes", word("name"), word("role"))),

@@ -11,14 +11,14 @@ use serde_json::Value;
 use super::process::{self, Holder, Process};
 use super::unit::Unit;
 use super::{Doctor, Fact, Unseen, unseen};
-use crate::client::{Client, Request, Target};
+use crate::client::{Answer, Client, Request, Target};
 use crate::config::{Config, ConfigError};
 use crate::serve::{LOCK_FILE, SOCKET_FILE};
 use crate::tls::CA_FILE;
 use crate::{serve, tls};
 
 /// How long the daemon may take for one answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest answer of the daemon, in bytes: its metrics have some ten KiB.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Most files of a data directory that are looked at; segments have 64 MiB, so that this is a terabyte.
@@ -30,7 +30,7 @@ const DEPTH_MAX: usize = 3;
 pub(crate) struct Facts {
     pub(crate) data: PathBuf,
     pub(super) root: PathBuf,
-    pub(super) config_file: Option<PathBuf>,
+    pub(crate) config_file: Option<PathBuf>,
     /// The configuration as it is written; the error says where it is wrong, never what stands there.
     pub(super) config: Result<Config, String>,
     /// Files below the data directory, it first.
@@ -172,41 +172,46 @@ async fn socket_process(data: &Path) -> Fact<Option<i32>> {
     }
 }
 
+/// Asks the daemon itself and, at the same time, its API as clients do.
 async fn ask(data: &Path, config: Option<&Config>, process: Option<Fact<Process>>) -> Daemon {
     let client = Client::local(&data.join(SOCKET_FILE));
-    let get = |path: &'static str| {
-        let client = client.clone();
-        async move {
-            let request = Request::get(path).patience(Duration::ZERO).bounds(ANSWER_TIMEOUT, ANSWER_BYTES_MAX);
-            client.send(request).await.map_err(|e| e.to_string())
+    let local = async {
+        let status = get(&client, "/v1/status").await.and_then(|a| a.json().map_err(|e| e.to_string()));
+        if let Err(why) = &status {
+            // One that hangs is not waited for three times.
+            return (status.clone(), Err(why.clone()), Err(why.clone()));
         }
+        let metrics =
+            get(&client, "/metrics").await.and_then(|a| a.text().map(str::to_owned).map_err(|e| e.to_string()));
+        (status, metrics, get(&client, "/ready?for=write").await.map(|_| ()))
     };
+    let ((status, metrics, ready), https) = tokio::join!(local, https(data, config));
     let next = "journalctl -u samovar says what it is doing; if it hangs, systemctl restart samovar";
-    let silent = |why: String| Unseen { why, next: next.into() };
-    let status = get("/v1/status").await.and_then(|a| a.json().map_err(|e| e.to_string()));
-    let metrics = get("/metrics").await.and_then(|a| a.text().map(str::to_owned).map_err(|e| e.to_string()));
+    let silent = |why: String| Unseen { why: format!("the daemon does not say: {why}"), next: next.into() };
     Daemon {
         status: status.map_err(silent),
         metrics: metrics.map_err(silent),
-        ready: get("/ready?for=write").await.map(|_| ()),
-        https: match config {
-            Some(config) => https(data, config).await,
-            None => Err("the configuration does not say where".into()),
-        },
+        ready,
+        https,
         process: process.unwrap_or_else(|| unseen("the system does not say which process it is", AS_ROOT)),
     }
 }
 
+async fn get(client: &Client, path: &str) -> Result<Answer, String> {
+    let request = Request::get(path).patience(Duration::ZERO).bounds(ANSWER_TIMEOUT, ANSWER_BYTES_MAX);
+    client.send(request).await.map_err(|e| e.to_string())
+}
+
 /// Asks at the configured address, as a client does that trusts the CA and has no token.
-async fn https(data: &Path, config: &Config) -> Result<String, String> {
+async fn https(data: &Path, config: Option<&Config>) -> Result<String, String> {
+    let config = config.ok_or("the configuration does not say where")?;
     let address = config.listen;
     let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let url = format!("https://{host}:{}", address.port());
     let target = Target { url: Some(url.clone()), ca: Some(data.join(CA_FILE)), ..Target::default() };
     let client = Client::open(&target).map_err(|e| e.to_string())?;
-    let request = Request::get("/health").patience(Duration::ZERO).bounds(ANSWER_TIMEOUT, ANSWER_BYTES_MAX);
-    client.send(request).await.map(|_| url).map_err(|e| e.to_string())
+    get(&client, "/health").await.map(|_| url)
 }
 
 /// The files of a data directory, in order of their paths.
