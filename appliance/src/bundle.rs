@@ -26,7 +26,7 @@ mod journal;
 mod tar;
 
 /// Names at the top of a data directory that are shown. Others are somebody's own and only counted.
-const OWN_NAMES: [&str; 18] = [
+const OWN_NAMES: [&str; 20] = [
     "admin.token",
     "archive",
     "ca.pem",
@@ -42,9 +42,11 @@ const OWN_NAMES: [&str; 18] = [
     "samovar.sock",
     "samovar.toml",
     "session.key",
+    "session.key.new",
     "state-map",
     "store",
     "tls",
+    "url",
 ];
 /// Before names like `store.damaged-1`.
 const ASIDE: &str = "store.damaged-";

@@ -81,9 +81,10 @@ pub(super) fn excerpt(root: &Path) -> Result<String, String> {
     if !said.status.success() {
         return Err(format!("journalctl ended with {}", said.status));
     }
-    let records =
-        said.stdout.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice::<Map<String, Value>>(line).ok());
-    Ok(records.map(|record| format!("{}\n", listed(&record))).collect())
+    let lines = said.stdout.split(|b| *b == b'\n');
+    let records = lines.filter_map(|line| serde_json::from_slice::<Map<String, Value>>(line).ok());
+    let text: String = records.map(|record| format!("{}\n", listed(&record))).collect();
+    if text.is_empty() { Err("the journal has no record of the unit".into()) } else { Ok(text) }
 }
 
 fn listed(record: &Map<String, Value>) -> Value {

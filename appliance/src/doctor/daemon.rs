@@ -111,16 +111,15 @@ pub(super) fn in_force(facts: &Facts) -> Look {
     if !differ.is_empty() {
         return no(format!("the daemon runs with another value of {}", differ.join(", ")), RESTART);
     }
-    let changed_s = facts.config_file.as_ref().and_then(|f| f.metadata().ok()).map(|m| m.mtime());
-    let started_s = need(&daemon.process)?.started_s;
-    match (changed_s, started_s) {
-        (Some(changed), Some(started)) if changed > started => unseen(
+    let started_s = (daemon.number("now_ms")? / 1000).saturating_sub(daemon.number("uptime_s")?);
+    let changed_s = facts.config_file.as_ref().and_then(|file| u64::try_from(file.metadata().ok()?.mtime()).ok());
+    if changed_s.is_some_and(|changed| changed > started_s) {
+        return unseen(
             "the file changed after the daemon started; whether it was read again is not known",
             "systemctl reload samovar; its status line says whether a restart is needed too: systemctl status samovar",
-        ),
-        (Some(_), None) => unseen("when the daemon started cannot be seen", AS_ROOT),
-        _ => yes("nothing changed since the daemon started"),
+        );
     }
+    yes("nothing changed since the daemon started")
 }
 
 pub(super) fn ledger(facts: &Facts) -> Look {

@@ -185,14 +185,15 @@ async fn ask(data: &Path, config: Option<&Config>, process: Option<Fact<Process>
             get(&client, "/metrics").await.and_then(|a| a.text().map(str::to_owned).map_err(|e| e.to_string()));
         (status, metrics, get(&client, "/ready?for=write").await.map(|_| ()))
     };
-    let ((status, metrics, ready), https) = tokio::join!(local, https(data, config));
+    let api = tokio::time::timeout(ANSWER_TIMEOUT, https(data, config));
+    let ((status, metrics, ready), api) = tokio::join!(local, api);
     let next = "journalctl -u samovar says what it is doing; if it hangs, systemctl restart samovar";
     let silent = |why: String| Unseen { why: format!("the daemon does not say: {why}"), next: next.into() };
     Daemon {
         status: status.map_err(silent),
         metrics: metrics.map_err(silent),
         ready,
-        https,
+        https: api.unwrap_or_else(|_| Err(format!("no answer in {ANSWER_TIMEOUT:?} at the configured address"))),
         process: process.unwrap_or_else(|| unseen("the system does not say which process it is", AS_ROOT)),
     }
 }

@@ -21,8 +21,6 @@ pub(crate) struct Process {
     pub(super) binary_gone: Option<bool>,
     /// Descriptors it may have, and has.
     pub(super) files: Option<(u64, u64)>,
-    /// When it started, seconds since 1970.
-    pub(super) started_s: Option<i64>,
 }
 
 /// Who holds a lock.
@@ -48,7 +46,6 @@ impl Process {
             directory: fs::read_link(directory.join("cwd")).ok(),
             binary_gone: binary.map(|path| path.to_string_lossy().ends_with(" (deleted)")),
             files: allowed.zip(open),
-            started_s: fs::metadata(&directory).ok().map(|m| m.mtime()),
         })
     }
 

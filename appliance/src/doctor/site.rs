@@ -22,7 +22,6 @@ const ENABLED: &str = "etc/systemd/system/multi-user.target.wants/samovar.servic
 const SLOTS: &str = "etc/rauc/system.conf";
 
 pub(super) fn lose_node(facts: &Facts) -> Look {
-    // Cast of a small whole number: the metrics have floats only.
     match facts.running()?.figure("samovar_raft_voters")? {
         voters if voters >= 3.0 => {
             unseen(format!("{voters} voters, but nobody asked each of them"), "samovar status, on each node")
