@@ -105,7 +105,7 @@ const CHECKS: &[Check] = &[
     check("copies", "Are store and archive whole?", daemon::copies),
     check("connections", "Is there room for connections?", daemon::connections),
     check("directory", "Is the data directory complete?", files::complete),
-    check("rights", "Are the secrets readable by their owner only?", files::rights),
+    check("rights", "Are secrets and settings closed to others?", files::rights),
     check("owner", "Do the files belong to one user?", files::owner),
     check("disk", "Is there room on the disk?", machine::disk),
     check("inodes", "Is there room for more files?", machine::inodes),

@@ -33,6 +33,14 @@ pub(super) fn complete(facts: &Facts) -> Look {
 
 pub(super) fn rights(facts: &Facts) -> Look {
     let files = need(&facts.files)?;
+    let config = facts.config_file.as_ref().filter(|file| {
+        use std::os::unix::fs::MetadataExt as _;
+        file.metadata().is_ok_and(|m| m.mode() & 0o002 != 0)
+    });
+    if let Some(file) = config {
+        let shown = file.display();
+        return no(format!("everybody may write {shown}"), format!("Look what stands there, then: chmod go-w {shown}"));
+    }
     let is_secret = |file: &File| file.path.as_os_str().is_empty() || SECRET.iter().any(|s| file.path.starts_with(s));
     let open: Vec<&File> = files.iter().filter(|f| is_secret(f) && f.mode & 0o077 != 0).collect();
     let Some(first) = open.first() else {
