@@ -5,7 +5,9 @@
 mod access;
 mod api;
 mod bad_input;
+mod bundle;
 mod damage;
+mod doctor;
 mod durability;
 mod erase;
 mod export;
