@@ -6,6 +6,7 @@ mod access;
 mod api;
 mod bad_input;
 mod damage;
+mod diagnostics;
 mod durability;
 mod erase;
 mod export;
