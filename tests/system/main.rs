@@ -7,6 +7,7 @@ mod api;
 mod bad_input;
 mod bundle;
 mod damage;
+mod diagnostics;
 mod doctor;
 mod durability;
 mod erase;

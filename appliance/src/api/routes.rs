@@ -9,15 +9,16 @@ use super::{Route, api_keys, certificates, clock, entries, feed, keys, log, logi
 use crate::auth::Right;
 use crate::quota::Class;
 
-mod parameters;
-
-use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, LIMIT, OLD, PREFIX, WAIT};
-
 macro_rules! handler {
     ($function:path) => {
         |call| Box::pin($function(call))
     };
 }
+
+mod diagnostics;
+mod parameters;
+
+use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, LIMIT, OLD, PREFIX, WAIT};
 
 /// Every route.
 pub(crate) static ROUTES: &[Route] = &[
@@ -501,4 +502,10 @@ pub(crate) static ROUTES: &[Route] = &[
         problems: &[],
         handler: handler!(node::openapi),
     },
+    diagnostics::LOG_LEVEL,
+    diagnostics::CHANGE_LOG_LEVEL,
+    diagnostics::RESTORE_LOG_LEVEL,
+    diagnostics::CPU_PROFILE,
+    diagnostics::HEAP_PROFILE,
+    diagnostics::TIMELINE,
 ];

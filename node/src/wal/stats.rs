@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::rt;
+use crate::{rt, trace};
 use crate::view::FSYNC_BOUNDS;
 
 /// Figures of a log since it was opened.
@@ -66,7 +66,9 @@ impl Counters {
 
     pub(super) fn timed_fsync<T>(&self, fsync: impl FnOnce() -> T) -> T {
         let start = rt::instant();
+        let span = trace::span("raft log: fsync");
         let result = fsync();
+        drop(span);
         let took = start.elapsed();
         let bucket = FSYNC_BOUNDS.partition_point(|bound| *bound < took);
         self.fsyncs_by_time[bucket].fetch_add(1, Ordering::Relaxed);
