@@ -56,7 +56,9 @@ impl std::str::FromStr for Directives {
     /// silence all others.
     fn from_str(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.len() > DIRECTIVES_BYTES_MAX {
-            return Err(format!("write 1 to {DIRECTIVES_BYTES_MAX} bytes, such as `debug` or `info,samovar_node=debug`"));
+            return Err(format!(
+                "write 1 to {DIRECTIVES_BYTES_MAX} bytes, such as `debug` or `info,samovar_node=debug`"
+            ));
         }
         let (mut level, mut targets) = (None, Vec::new());
         for part in text.split(',') {
@@ -67,7 +69,9 @@ impl std::str::FromStr for Directives {
                 None if level.replace(known).is_some() => return Err("more than one level without a target".into()),
                 None => {}
                 Some(target) if is_target(target) => targets.push((target.to_owned(), known.filter())),
-                Some(target) => return Err(format!("`{target}` is no target: write a path such as samovar_node::raft")),
+                Some(target) => {
+                    return Err(format!("`{target}` is no target: write a path such as samovar_node::raft"));
+                }
             }
         }
         Ok(Self { text: text.to_owned(), level, targets })
