@@ -5,8 +5,10 @@
 mod access;
 mod api;
 mod bad_input;
+mod bundle;
 mod damage;
 mod diagnostics;
+mod doctor;
 mod durability;
 mod erase;
 mod export;
