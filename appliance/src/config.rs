@@ -12,7 +12,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::auth::LIFE_MS_MAX;
 use crate::bucket::Quota;
-use crate::http::Limits;
+use crate::http::{Limits, is_origin};
 use crate::quota::Quotas;
 
 mod nearest;
@@ -78,6 +78,9 @@ sections! {
     listen: ListenSection {
         /// Address and port of the API over HTTPS. `[::]:8443` listens on IPv6 and IPv4.
         api: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 8443)),
+        /// Origins whose pages may call the API from a browser (CORS), such as `https://app.example`: scheme, host and,
+        /// unless it is the scheme's own, port. None by default. A page needs a token all the same.
+        cors_origins: Vec<String> = Vec::new(),
     }
     /// The chain log and who may read it.
     chain: ChainSection {
@@ -311,7 +314,13 @@ impl Config {
 impl ConfigFile {
     fn check(self) -> Result<Config, String> {
         let access_records_max = if self.journal.access { self.journal.access_rate } else { 0 };
-        let limits = self.limits.check(access_records_max)?;
+        let mut limits = self.limits.check(access_records_max)?;
+        if let Some(origin) = self.listen.cors_origins.iter().find(|origin| !is_origin(origin)) {
+            return Err(format!(
+                "listen.cors_origins: `{origin}` is no origin; write one such as \"https://app.example\""
+            ));
+        }
+        limits.cors_origins = self.listen.cors_origins;
         if self.store.queue == 0 {
             return Err("store.queue is 0: no write could ever be taken; leave it out for the default".into());
         }
@@ -388,6 +397,7 @@ impl LimitsSection {
             watches_max: l.watches,
             stop_deadline: l.stop_deadline.0,
             access_records_max,
+            cors_origins: Vec::new(),
         })
     }
 }

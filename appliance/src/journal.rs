@@ -56,7 +56,9 @@ impl std::str::FromStr for Directives {
     /// silence all others.
     fn from_str(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.len() > DIRECTIVES_BYTES_MAX {
-            return Err(format!("write 1 to {DIRECTIVES_BYTES_MAX} bytes, such as `debug` or `info,samovar_node=debug`"));
+            return Err(format!(
+                "write 1 to {DIRECTIVES_BYTES_MAX} bytes, such as `debug` or `info,samovar_node=debug`"
+            ));
         }
         let (mut level, mut targets) = (None, Vec::new());
         for part in text.split(',') {
@@ -67,7 +69,9 @@ impl std::str::FromStr for Directives {
                 None if level.replace(known).is_some() => return Err("more than one level without a target".into()),
                 None => {}
                 Some(target) if is_target(target) => targets.push((target.to_owned(), known.filter())),
-                Some(target) => return Err(format!("`{target}` is no target: write a path such as samovar_node::raft")),
+                Some(target) => {
+                    return Err(format!("`{target}` is no target: write a path such as samovar_node::raft"));
+                }
             }
         }
         Ok(Self { text: text.to_owned(), level, targets })
@@ -201,20 +205,21 @@ mod tests {
         }
     }
 
-    /// The one test that touches the state of the process.
-    #[tokio::test(start_paused = true)]
-    async fn a_change_ends_by_itself_and_not_for_a_later_one() {
-        let change = |text: &str, seconds| {
-            super::change(text.parse().expect("directives"), Duration::from_secs(seconds), 1000, "user/alice");
+    /// The one test that touches the state of the process. That a change ends by itself is seen on a daemon
+    /// (`tests/system/diagnostics.rs`).
+    #[tokio::test]
+    async fn the_end_of_a_change_does_not_end_a_later_one() {
+        let change = |text: &str| {
+            super::change(text.parse().expect("directives"), Duration::from_secs(3600), 1000, "user/alice");
+            state().changes
         };
         let now = || standing().change.map(|c| c.directives);
-        change("debug", 10);
-        change("trace", 60);
-        tokio::time::sleep(Duration::from_secs(30)).await;
+        let (first, second) = (change("debug"), change("trace"));
+        end(Some(first));
         assert_eq!(now().as_deref(), Some("trace"), "the end of the first must not end the second");
-        tokio::time::sleep(Duration::from_secs(31)).await;
-        assert_eq!(now(), None, "after its time the change is over");
-        change("sled=trace", 10);
+        end(Some(second));
+        assert_eq!(now(), None, "its own end does");
+        change("sled=trace");
         configure(Level::Warn);
         assert_eq!(now().as_deref(), Some("sled=trace"), "a reload does not end a change");
         restore();

@@ -89,7 +89,8 @@ fn is_sampler(address: usize) -> bool {
 /// When the allocator was told at start not to sample.
 pub(crate) async fn heap(turn: Turn) -> Result<Vec<u8>> {
     off_thread(turn, || {
-        let control = PROF_CTL.as_ref().ok_or_else(|| anyhow!("the allocator takes no samples (MALLOC_CONF, prof:false)"))?;
+        let control =
+            PROF_CTL.as_ref().ok_or_else(|| anyhow!("the allocator takes no samples (MALLOC_CONF, prof:false)"))?;
         control.blocking_lock().dump_pprof().context("reading the allocator's samples")
     })
     .await

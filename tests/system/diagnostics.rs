@@ -20,7 +20,7 @@ async fn load(daemon: &Daemon) -> tokio::task::JoinHandle<u64> {
     let mut client = daemon.client().await.unwrap();
     tokio::spawn(async move {
         let (begun, mut puts) = (Instant::now(), 0);
-        while begun.elapsed() < Duration::from_secs(4) {
+        while begun.elapsed() < Duration::from_secs(2) {
             let answer = client.put(&format!("/v1/keys/load/{}", puts % 100), "value").await.unwrap();
             assert!(answer.status < 300, "a put under a profile: {}", answer.text());
             puts += 1;
@@ -109,7 +109,7 @@ async fn profiles_name_our_functions_and_the_timeline_our_work() {
     let (mut first, mut second) = (daemon.client().await.unwrap(), daemon.client().await.unwrap());
 
     let puts = load(&daemon).await;
-    let (cpu, other) = tokio::join!(first.get("/debug/pprof/profile?seconds=2"), async {
+    let (cpu, other) = tokio::join!(first.get("/debug/pprof/profile?seconds=1"), async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         second.get("/debug/pprof/heap").await
     });

@@ -2,8 +2,7 @@
 
 use hyper::StatusCode;
 use hyper::header::{
-    CONTENT_ENCODING, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
-    IF_MATCH, IF_NONE_MATCH,
+    CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH,
 };
 use samovar_node::command::{KEY_BYTES_MAX, MEDIA_TYPE_BYTES_MAX, RESERVED_PREFIX, VALUE_BYTES_MAX};
 use samovar_node::view::{Change, Consistency, Found, Value, Version};
@@ -15,8 +14,6 @@ use super::{Call, Handled, idempotency, render};
 
 /// Media type of a value that came without one.
 const MEDIA_TYPE_DEFAULT: &str = "application/octet-stream";
-/// A value shown by a browser must not be able to act in the console's name.
-const SANDBOX: HeaderValue = HeaderValue::from_static("default-src 'none'; sandbox");
 
 #[derive(Serialize)]
 struct Written<'a> {
@@ -90,7 +87,6 @@ fn show(headers: &HeaderMap, value: Value, block: u64) -> Handled {
         }
     };
     response.headers_mut().insert(ETAG, tag);
-    response.headers_mut().insert(CONTENT_SECURITY_POLICY, SANDBOX);
     Ok(render::as_of(response, block))
 }
 
@@ -122,7 +118,7 @@ pub(crate) async fn list(call: Call) -> Handled {
         media_type: &row.media_type,
     });
     let body = KeyPage { block: page.block, keys: rows.collect(), next: page.next.as_ref().map(Key::as_str) };
-    Ok(render::as_of(render::json(StatusCode::OK, &body)?, page.block))
+    Ok(render::as_of(render::compressible(render::json(StatusCode::OK, &body)?), page.block))
 }
 
 /// The `prefix` parameter; all of what it selects must be the principal's.
@@ -171,7 +167,8 @@ pub(crate) async fn history(call: Call) -> Handled {
         return Err(Problem::missing("no-such-key", "the key was never written").with("key", key.as_str()));
     }
     let versions = page.versions.iter().map(history_row).collect();
-    render::json(StatusCode::OK, &HistoryPage { key: key.as_str(), versions, next: page.next })
+    let page = HistoryPage { key: key.as_str(), versions, next: page.next };
+    Ok(render::compressible(render::json(StatusCode::OK, &page)?))
 }
 
 fn history_row(version: &Version) -> HistoryRow<'_> {

@@ -119,11 +119,12 @@ pub(crate) async fn ready(call: Call) -> Handled {
 /// `GET /metrics`.
 pub(crate) async fn metrics(call: Call) -> Handled {
     let text = call.app.metrics.exposition(&call.app.node.status()).map_err(|e| Problem::internal(&e))?;
-    Ok(render::content(StatusCode::OK, HeaderValue::from_static(metrics::CONTENT_TYPE), text))
+    let media_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
+    Ok(render::compressible(render::content(StatusCode::OK, media_type, text)))
 }
 
 /// `GET /openapi.json`.
 pub(crate) async fn openapi(_: Call) -> Handled {
     let json = HeaderValue::from_static("application/json");
-    Ok(render::content(StatusCode::OK, json, openapi::document().as_bytes()))
+    Ok(render::compressible(render::content(StatusCode::OK, json, openapi::document().as_bytes())))
 }

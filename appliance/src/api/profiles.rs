@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
 use hyper::StatusCode;
+use hyper::header::HeaderValue;
 
 use super::problem::Problem;
 use super::{Call, Handled, render};

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Handled;
 use super::problem::Problem;
-use crate::http::Payload;
+use crate::http::{Compressible, Payload};
 
 /// Answers of a principal's data are nobody else's.
 pub(crate) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -37,6 +37,12 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Handled {
     let mut bytes = Vec::with_capacity(256);
     serde_json::to_writer(&mut bytes, body).map_err(|e| Problem::internal(&e))?;
     Ok(content(status, JSON, bytes))
+}
+
+/// Lets an answer be compressed. Only for what holds no value and no secret (`http/coding.rs` says why).
+pub(crate) fn compressible(mut response: Response<Payload>) -> Response<Payload> {
+    response.extensions_mut().insert(Compressible);
+    response
 }
 
 /// A plain text answer.

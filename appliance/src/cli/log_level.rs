@@ -78,7 +78,8 @@ mod tests {
     fn the_level_is_said_in_words() {
         let plain = json!({ "configured": "info", "directives": null, "by": null, "until_ms": null });
         assert_eq!(render(&plain), "The journal takes `info`, as configured.");
-        let changed = json!({ "configured": "info", "directives": "debug", "by": "user/alice", "until_ms": 86_400_000 });
+        let changed =
+            json!({ "configured": "info", "directives": "debug", "by": "user/alice", "until_ms": 86_400_000 });
         assert_eq!(
             render(&changed),
             "The journal takes `debug` until 1970-01-02T00:00:00Z, as user/alice asked; then `info` again."

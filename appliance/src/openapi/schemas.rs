@@ -304,7 +304,7 @@ fn with(mut some: Value, more: &Value) -> Value {
 
 fn status() -> Value {
     object(
-        &["node", "name", "version", "role", "leader", "term", "height", "size", "clock", "log_level", "errors", "now_ms"],
+        &["node", "name", "version", "role", "leader", "term", "height", "size", "clock", "errors", "now_ms"],
         &json!({
             "node": number(), "name": text(), "version": text(), "role": text(), "leader": number_or_null(),
             "term": number(), "height": number(), "size": number(), "block_time_ms": number(),

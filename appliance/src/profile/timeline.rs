@@ -38,10 +38,10 @@ struct Event<'a> {
 /// None that is expected.
 pub(super) fn render(recorded: &Recorded) -> Result<Vec<u8>> {
     let pid = std::process::id();
-    let names = recorded.threads.iter().map(|(thread, name)| Event {
-        args: Some(json!({ "name": name })),
-        ..event("thread_name", "M", pid, *thread)
-    });
+    let names = recorded
+        .threads
+        .iter()
+        .map(|(thread, name)| Event { args: Some(json!({ "name": name })), ..event("thread_name", "M", pid, *thread) });
     let process = Event { args: Some(json!({ "name": "samovar" })), ..event("process_name", "M", pid, 0) };
     let trace_events = names.chain([process]).chain(recorded.spans.iter().flat_map(|s| spans(s, pid))).collect();
     let other_data = json!({ "omitted": recorded.omitted, "version": env!("CARGO_PKG_VERSION") });

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::{rt, trace};
 use crate::view::FSYNC_BOUNDS;
+use crate::{rt, trace};
 
 /// Figures of a log since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

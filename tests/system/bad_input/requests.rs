@@ -148,7 +148,7 @@ fn targets() -> Vec<Row> {
         "/v1/api-keys/x/y",
         "/checkpoint/",
         "/tile",
-        "/debug/pprof/heap",
+        "/debug/pprof/cmdline",
     ];
     let mut rows: Vec<_> = nowhere.into_iter().map(|path| on("GET", path).is(404, "no-such-route")).collect();
     let no_tiles = [
