@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Facts, Finding, Look, certificates, daemon, files, machine, no, unseen, yes};
+use super::{Facts, Finding, Look, Looker, certificates, daemon, files, machine, no, unseen, yes};
 
 /// Looks at one thing.
 type Looker = fn(&Facts) -> Look;
