@@ -6,9 +6,6 @@ use serde_json::Value;
 
 use super::{Facts, Finding, Look, Looker, certificates, daemon, files, machine, no, unseen, yes};
 
-/// Looks at one thing.
-type Looker = fn(&Facts) -> Look;
-
 /// What must not be wrong for a start to succeed.
 const START_NEEDS: [(&str, Looker); 7] = [
     ("configuration", daemon::configuration),
