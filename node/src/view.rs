@@ -287,6 +287,8 @@ pub struct Status {
     pub stores_set_aside: Vec<String>,
     /// The archive.
     pub archive: ArchiveStatus,
+    /// The blobs.
+    pub blobs: BlobStatus,
     /// Checkpoints published since start; each was signed and cosigned.
     pub checkpoint_rounds: u64,
     /// The clock.
@@ -309,6 +311,25 @@ pub struct ArchiveStatus {
     /// Those that it made again from the store.
     pub repaired_segments: u64,
     /// When it last read all, milliseconds since 1970; 0: not yet.
+    pub scrub_passed_ms: u64,
+}
+
+/// The blobs; sums since start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BlobStatus {
+    /// Blobs that are here whole.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those of them that no value names.
+    pub unnamed: u64,
+    /// Blobs that values name and that are damaged or not here.
+    pub missing: u64,
+    /// Bytes that the scrub read.
+    pub scrubbed_bytes: u64,
+    /// Blobs found damaged.
+    pub damaged: u64,
+    /// When the scrub last read all, milliseconds since 1970; 0: not yet.
     pub scrub_passed_ms: u64,
 }
 
