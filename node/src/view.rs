@@ -60,6 +60,8 @@ pub struct KeyRow {
     pub key: Key,
     /// Revision of its value.
     pub revision: u64,
+    /// Whether the value is the CID of a blob; the size is then the blob's.
+    pub blob: bool,
     /// Size of the value in bytes.
     pub size: u64,
     /// Media type of the value.

@@ -87,6 +87,18 @@ impl Bounds {
     }
 }
 
+impl Bounds {
+    /// A failed write as an error: a disk that others filled is one without room.
+    fn failed(self, blobs: &Blobs, error: &std::io::Error) -> Error {
+        match (error.kind(), blobs.free_bytes()) {
+            (std::io::ErrorKind::StorageFull, Ok(free_bytes)) => {
+                Error::NoRoom { free_bytes, reserve_bytes: self.reserve_bytes }
+            }
+            _ => Error::io("writing a blob", error),
+        }
+    }
+}
+
 impl BlobUpload {
     /// Adds bytes. After an error the upload cannot go on.
     ///
@@ -107,7 +119,7 @@ impl BlobUpload {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         self.bounds.check(&self.place.blobs, writer.size() + coming, coming)?;
         for bytes in self.gathered.drain(..) {
-            writer.write(&bytes).map_err(|e| Error::io("writing a blob", &e))?;
+            writer.write(&bytes).map_err(|e| self.bounds.failed(&self.place.blobs, &e))?;
         }
         Ok(())
     }
@@ -126,7 +138,7 @@ impl BlobUpload {
         let (Some(writer), Some(path)) = (self.writer.take(), self.place.path.clone()) else {
             return Err(Error::Invalid("the upload had ended".into()));
         };
-        let (cid, size) = writer.finish().map_err(|e| Error::io("writing a blob", &e))?;
+        let (cid, size) = writer.finish().map_err(|e| self.bounds.failed(&self.place.blobs, &e))?;
         if expected.is_some_and(|hash| hash != cid.hash()) {
             return Err(Error::DigestMismatch(cid.to_string()));
         }
