@@ -426,6 +426,3 @@ impl Blob {
         self.blobs.scrubbed_bytes.fetch_add(bytes, Relaxed);
     }
 }
-
-#[cfg(test)]
-mod tests;

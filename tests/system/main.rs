@@ -5,6 +5,7 @@
 mod access;
 mod api;
 mod bad_input;
+mod blobs;
 mod damage;
 mod durability;
 mod erase;

@@ -91,9 +91,9 @@ mod tests {
 
     #[test]
     fn cids_are_those_that_others_compute() {
-        // From IPFS: `ipfs add --cid-version 1 --raw-leaves` of nothing, and of "hello world".
+        // By the Python package multiformats 0.3.1; `tests/foreign` compares more.
         assert_eq!(of(b"").to_string(), "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku");
-        assert_eq!(of(b"hello world").to_string(), "bafkreifzjut3te7nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e");
+        assert_eq!(of(b"hello world").to_string(), "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e");
     }
 
     #[test]

@@ -399,4 +399,5 @@ fn random_lives_lose_nothing_and_repeat_from_their_seed() {
     }
 }
 
+mod blobs;
 mod clock;
