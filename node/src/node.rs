@@ -19,9 +19,7 @@ use crate::raft::{Consensus, Job, Ping, ReadJob};
 use crate::rt;
 use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
-use crate::view::{
-    ApplyStages, BlockRow, Consistency, Found, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status,
-};
+use crate::view::{ApplyStages, BlockRow, Consistency, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status};
 
 mod blobs;
 mod tasks;
@@ -501,19 +499,6 @@ impl Inner {
         self.ledger.suspicion.note_if_damaged(&error);
         tracing::error!(%error, "the node has failed and must be started again");
         self.failed.send_replace(Some(error));
-    }
-}
-
-/// Whether a reading found a value; for callers that only ask.
-impl Found {
-    /// The revision of what was found.
-    #[must_use]
-    pub fn revision(&self) -> Option<u64> {
-        match self {
-            Self::Value(value) => Some(value.revision),
-            Self::Erased { revision, .. } => Some(*revision),
-            Self::Absent => None,
-        }
     }
 }
 

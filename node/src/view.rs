@@ -40,6 +40,19 @@ pub enum Found {
     },
 }
 
+/// Whether a reading found a value; for callers that only ask.
+impl Found {
+    /// The revision of what was found.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        match self {
+            Self::Value(value) => Some(value.revision),
+            Self::Erased { revision, .. } => Some(*revision),
+            Self::Absent => None,
+        }
+    }
+}
+
 /// A value with what its entry says of it.
 #[derive(Debug, Clone)]
 pub struct Value {
