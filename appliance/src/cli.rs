@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
+use crate::bundle::SupportBundle;
 use crate::client;
+use crate::doctor::Doctor;
 use crate::export::Export;
 use crate::import::Import;
 use crate::output::{self, Format};
@@ -88,6 +90,8 @@ enum Command {
     Config(ConfigCommand),
     /// Show how the node is
     Status(status::Status),
+    Doctor(Doctor),
+    SupportBundle(SupportBundle),
     /// Set a key to the content of a file or of standard input
     Put(keys::Put),
     /// Print the value of a key
@@ -200,6 +204,8 @@ fn online(command: Command, format: Format) -> anyhow::Result<()> {
 async fn client_command(command: Command, format: Format) -> anyhow::Result<()> {
     match command {
         Command::Status(c) => status::run(&c, format).await,
+        Command::Doctor(c) => crate::doctor::run(&c, format).await,
+        Command::SupportBundle(c) => crate::bundle::run(&c, format).await,
         Command::Put(c) => keys::put(&c, format).await,
         Command::Get(c) => keys::get(&c, format).await,
         Command::Delete(c) => keys::delete(&c, format).await,

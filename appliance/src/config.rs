@@ -278,9 +278,7 @@ impl Config {
     /// Reads the configuration: `file` if it is named, else `samovar.toml` in the named data directory, else the one in
     /// `/etc`, else the defaults. `data` overrides `node.data`.
     pub(crate) fn load(file: Option<&Path>, data: Option<&Path>) -> Result<Self, ConfigError> {
-        let candidates = [data.map(|d| d.join(DATA_FILE)), Some(PathBuf::from(DEFAULT_PATH))];
-        let found = file.map(Path::to_owned).or_else(|| candidates.into_iter().flatten().find(|p| p.exists()));
-        let mut config = match found {
+        let mut config = match Self::file(file, data) {
             Some(path) => {
                 let name = path.display().to_string();
                 let text = std::fs::read_to_string(&path)
@@ -293,6 +291,12 @@ impl Config {
             config.data = data.to_owned();
         }
         Ok(config)
+    }
+
+    /// The file that [`Config::load`] reads, if it reads any.
+    pub(crate) fn file(file: Option<&Path>, data: Option<&Path>) -> Option<PathBuf> {
+        let candidates = [data.map(|d| d.join(DATA_FILE)), Some(PathBuf::from(DEFAULT_PATH))];
+        file.map(Path::to_owned).or_else(|| candidates.into_iter().flatten().find(|p| p.exists()))
     }
 
     /// Parses and checks the text of a file; `path` is what errors call it.

@@ -33,9 +33,10 @@ mod node_thread;
 mod notify;
 mod reload;
 
-pub(crate) use directory::ADMIN_TOKEN_FILE;
+pub(crate) use directory::{ADMIN_TOKEN_FILE, LOCK_FILE, VKEY_FILE};
 pub(crate) use init::{dev, init};
 pub(crate) use local::SOCKET_FILE;
+pub(crate) use machine_clock::{is_synchronised, somebody_knows};
 pub(crate) use reload::Source;
 
 use directory::DataDirectory;
@@ -43,11 +44,11 @@ use node_thread::NodeThread;
 use reload::Settings;
 
 /// File of the data directory that says where the node listens.
-const URL_FILE: &str = "url";
+pub(crate) const URL_FILE: &str = "url";
 /// Threads for what would hold up the listener: reads that may wait for the disk, hashes of passwords.
 const BLOCKING_THREADS: usize = 6;
 /// Descriptors beyond those of connections: storage, peers, journal.
-const DESCRIPTORS_RESERVED: u64 = 512;
+pub(crate) const DESCRIPTORS_RESERVED: u64 = 512;
 
 /// Runs the daemon until SIGTERM or SIGINT; returns once everything in flight is answered and durable. SIGHUP reloads.
 pub(crate) fn serve(source: Source) -> Result<()> {
@@ -174,7 +175,7 @@ fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
 }
 
 /// What this machine's certificate is for.
-fn subject(config: &Config, data: &Path) -> Result<tls::Subject> {
+pub(crate) fn subject(config: &Config, data: &Path) -> Result<tls::Subject> {
     let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     Ok(tls::Subject::of(&Node::name_of(&disk, data)?, config.listen.ip()))
 }

@@ -24,7 +24,7 @@ mod renew;
 mod validity;
 
 pub(crate) use clients::{ClientKeys, key_hash};
-pub(crate) use renew::load_or_renew;
+pub(crate) use renew::{load_or_renew, refused_names};
 
 use clients::AnyKey;
 
@@ -190,6 +190,11 @@ pub(crate) struct Loaded {
     pub(crate) clients: Arc<ClientKeys>,
 }
 
+/// The certificates of a data directory, without any key: what clients see of the node, and the CA.
+pub(crate) fn certificates(data: &Path) -> [(&'static str, std::path::PathBuf); 2] {
+    [("node", data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE)), ("ca", data.join(CA_FILE))]
+}
+
 /// Loads the node's certificate and key.
 pub(crate) fn load(data: &Path) -> Result<Loaded> {
     let own = Own::read(data)?;
@@ -255,8 +260,7 @@ impl Own {
 /// The certificates in use and when each ends, seconds since 1970: `node`, as it is served, and `ca`. One that does not
 /// say so is left out: what serves goes on serving.
 pub(crate) fn expiries(data: &Path) -> impl Iterator<Item = (&'static str, u64)> {
-    let files = [("node", data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE)), ("ca", data.join(CA_FILE))];
-    files.into_iter().filter_map(|(certificate, path)| {
+    certificates(data).into_iter().filter_map(|(certificate, path)| {
         let not_after_s = CertificateDer::from_pem_file(&path).ok().and_then(|der| validity::not_after_s(&der));
         if not_after_s.is_none() {
             tracing::warn!("tls: {} does not say until when it holds", path.display());

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::durable::{Mode, sync_directory, write_new};
 
+/// The name that every certificate of ours has.
+const LOCALHOST: &str = "localhost";
+
 /// The TLS configuration of the API. What is wrong with the node's key and certificate is put right, if the CA's key is
 /// there; those before are kept beside, as `.old`. `subject` is asked only then.
 pub(crate) fn load_or_renew(data: &Path, subject: impl FnOnce() -> Result<Subject>) -> Result<Loaded> {
@@ -48,7 +51,19 @@ pub(crate) fn load_or_renew(data: &Path, subject: impl FnOnce() -> Result<Subjec
 fn holds(data: &Path) -> Result<()> {
     let path = data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE);
     let node = CertificateDer::from_pem_file(&path).with_context(|| format!("reading {}", path.display()))?;
-    verify(&node, roots(data)?).with_context(|| format!("{} does not hold under {CA_FILE}", path.display()))
+    verify(&node, roots(data)?, LOCALHOST).with_context(|| format!("{} does not hold under {CA_FILE}", path.display()))
+}
+
+/// The names and addresses of `subject` for which clients would refuse the node's certificate now, with the reasons.
+///
+/// # Errors
+/// When a certificate cannot be read.
+pub(crate) fn refused_names(data: &Path, subject: &Subject) -> Result<Vec<(String, String)>> {
+    let path = data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE);
+    let node = CertificateDer::from_pem_file(&path).with_context(|| format!("reading {}", path.display()))?;
+    let roots = roots(data)?;
+    let names = subject.names.iter().cloned().chain(subject.addresses.iter().map(ToString::to_string));
+    Ok(names.filter_map(|name| verify(&node, roots.clone(), &name).err().map(|e| (name, format!("{e:#}")))).collect())
 }
 
 fn roots(data: &Path) -> Result<rustls::RootCertStore> {
@@ -59,11 +74,12 @@ fn roots(data: &Path) -> Result<rustls::RootCertStore> {
     Ok(roots)
 }
 
-fn verify(node: &CertificateDer<'_>, roots: rustls::RootCertStore) -> Result<()> {
+/// Whether a client that trusts these and asks for `name` would accept the certificate now.
+fn verify(node: &CertificateDer<'_>, roots: rustls::RootCertStore, name: &str) -> Result<()> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_millis(rt::now_ms()));
-    verifier.verify_server_cert(node, &[], &ServerName::try_from("localhost")?, &[], now)?;
+    verifier.verify_server_cert(node, &[], &ServerName::try_from(name)?, &[], now)?;
     Ok(())
 }
 
@@ -75,7 +91,7 @@ fn renew(data: &Path, subject: &Subject) -> Result<()> {
     let key = KeyPair::generate().context("making a TLS key")?;
     let sign = |subject: &Subject| -> Result<rcgen::Certificate> {
         let node = node_params(subject)?.signed_by(&key, &issuer).context("signing a certificate")?;
-        verify(node.der(), roots.clone()).context("the new certificate does not hold under the CA")?;
+        verify(node.der(), roots.clone(), LOCALHOST).context("the new certificate does not hold under the CA")?;
         Ok(node)
     };
     let node = sign(subject).or_else(|_| sign(&subject.local()))?;
