@@ -57,8 +57,8 @@ fn names(machine: &Machine) -> Vec<String> {
 }
 
 /// Longer than an unnamed blob is kept.
-async fn a_day_passes() {
-    rt::sleep(Config::new(DATA).unnamed_blob_age + Duration::from_secs(60)).await;
+async fn their_time_passes() {
+    rt::sleep(UNNAMED_BLOB_AGE + Duration::from_secs(60)).await;
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_named_blob_stays_whatever_is_lost_and_an_unnamed_one_goes() {
         machine.lose(loss);
         simulate(20, async {
             let node = machine.start().await.unwrap();
-            a_day_passes().await;
+            their_time_passes().await;
             let (named, unnamed) = (named.unwrap(), unnamed.unwrap());
             assert_eq!(read(&node, named).await.unwrap(), content(1), "the named blob after losing {loss:?}");
             assert!(matches!(read(&node, unnamed).await, Err(Error::NotFound(_))), "the unnamed one ({loss:?})");
