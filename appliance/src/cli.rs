@@ -19,6 +19,7 @@ use crate::output::{self, Format};
 mod api_key;
 mod clock;
 mod keys;
+mod log_level;
 mod manual;
 mod proofs;
 mod rotate;
@@ -125,6 +126,7 @@ enum Command {
     /// Say that a clock is right which the node does not believe
     #[command(subcommand)]
     Clock(clock::Clock),
+    LogLevel(log_level::LogLevel),
     Export(Export),
     /// Print a completion script for a shell
     Completions {
@@ -220,6 +222,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::ApiKey(c) => api_key::run(&c, format).await,
         Command::Rotate(c) => rotate::run(&c, format).await,
         Command::Clock(c) => clock::run(&c, format).await,
+        Command::LogLevel(c) => log_level::run(&c, format).await,
         Command::Export(c) => crate::export::run(&c, format).await,
         Command::Init { .. }
         | Command::Serve { .. }

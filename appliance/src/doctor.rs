@@ -57,6 +57,8 @@ pub(crate) struct Unseen {
 type Fact<T> = Result<T, Unseen>;
 /// An answer; the error is "unknown", so that a check which cannot look can only say so.
 type Look = Result<Finding, Unseen>;
+/// From facts to an answer.
+type Looker = fn(&Facts) -> Look;
 
 fn yes(why: impl Into<String>) -> Look {
     Ok(Finding::Yes { why: why.into() })
@@ -79,10 +81,10 @@ fn need<T>(fact: &Fact<T>) -> Result<&T, Unseen> {
 struct Check {
     name: &'static str,
     question: &'static str,
-    look: fn(&Facts) -> Look,
+    look: Looker,
 }
 
-const fn check(name: &'static str, question: &'static str, look: fn(&Facts) -> Look) -> Check {
+const fn check(name: &'static str, question: &'static str, look: Looker) -> Check {
     Check { name, question, look }
 }
 

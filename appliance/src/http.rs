@@ -208,6 +208,7 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Response<Payload> {
     let begun = tokio::time::Instant::now();
     let _in_flight = shared.metrics.begin();
+    let mut span = samovar_node::trace::task("-");
     let (head, incoming) = request.into_parts();
     let id = RequestId::of(&head.headers);
     let method = answer::method_label(&head.method);
@@ -227,6 +228,7 @@ async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Resp
             }
         }
     };
+    span.rename(outcome.route);
     shared.metrics.request(method, outcome.route, outcome.response.status(), begun.elapsed());
     let (budget, elapsed, metrics) = (&shared.access, shared.started.elapsed(), &shared.metrics);
     let records = access::Records { budget, elapsed, per_second_max: limits.access_records_max, metrics };

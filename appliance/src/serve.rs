@@ -20,13 +20,13 @@ use crate::api::App;
 use crate::config::Config;
 use crate::durable::{Mode, write_new};
 use crate::http::Server;
+use crate::journal;
 use crate::metrics::Metrics;
 use crate::tls;
 
 mod directory;
 mod heartbeat;
 mod init;
-mod journal;
 mod local;
 mod machine_clock;
 mod node_thread;

@@ -17,6 +17,7 @@ pub mod proof;
 pub mod rt;
 pub mod state_root;
 pub mod tiles;
+pub mod trace;
 pub mod view;
 
 mod archive;

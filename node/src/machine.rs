@@ -14,6 +14,7 @@ use crate::salts;
 use crate::state_root::{KeyHash, Slot, SlotState};
 use crate::store::outcomes::{self, Kept};
 use crate::store::values;
+use crate::trace;
 
 mod block;
 mod restore;
@@ -41,6 +42,7 @@ pub(crate) struct Position {
 impl Ledger {
     /// Applies one raft entry. An error is final for this node: its state is not known to equal its peers' any more.
     pub(crate) fn apply(&self, input: Input<'_>, position: Position) -> Result<Vec<Outcome>, Error> {
+        let _span = trace::span("apply");
         let mut chain = self.write_chain();
         let proposed_ms = match &input {
             Input::Command(Command::Writes { time_ms, .. } | Command::Cosigners { time_ms, .. }) => *time_ms,

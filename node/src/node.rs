@@ -19,6 +19,7 @@ use crate::raft::{Consensus, Job, Ping, ReadJob};
 use crate::rt;
 use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
+use crate::trace;
 use crate::view::{ApplyStages, BlockRow, Consistency, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status};
 
 mod blobs;
@@ -481,7 +482,11 @@ impl Inner {
     /// closes the raft log's segment too.
     async fn make_durable(&self, all: bool, seal: bool) -> Result<(), Error> {
         let ledger = Arc::clone(&self.ledger);
-        let synced = rt::blocking(move || ledger.sync(all)).await;
+        let synced = rt::blocking(move || {
+            let _span = trace::span("store: make durable");
+            ledger.sync(all)
+        })
+        .await;
         let head = synced.map_err(|e| Error::Corrupt(format!("making the store durable: {e}")))??;
         self.consensus.release(&head, seal).await
     }

@@ -8,6 +8,7 @@ mod bad_input;
 mod blobs;
 mod bundle;
 mod damage;
+mod diagnostics;
 mod doctor;
 mod durability;
 mod erase;

@@ -5,6 +5,7 @@ use hyper::header::HeaderValue;
 use samovar_node::view::ClockStatus;
 use serde::Serialize;
 
+use super::log_level::LogLevel;
 use super::problem::Problem;
 use super::{Call, Handled, render};
 use crate::{metrics, openapi, output};
@@ -30,6 +31,7 @@ struct Status<'a> {
     /// When these figures were taken, so that who shows them can say how old they are.
     now_ms: u64,
     clock: Clock,
+    log_level: LogLevel,
     errors: Vec<String>,
 }
 
@@ -92,6 +94,7 @@ pub(crate) async fn status(call: Call) -> Handled {
             uptime_s: call.app.started.elapsed().as_secs(),
             now_ms: wall_ms,
             clock: Clock { wall_ms, sure_ms, synchronised, doubted, held },
+            log_level: LogLevel::now(),
             errors,
         },
     )

@@ -9,15 +9,16 @@ use super::{Route, api_keys, blobs, certificates, clock, entries, feed, keys, lo
 use crate::auth::Right;
 use crate::quota::Class;
 
-mod parameters;
-
-use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, KEY, LIMIT, OLD, PREFIX, WAIT};
-
 macro_rules! handler {
     ($function:path) => {
         |call| Box::pin($function(call))
     };
 }
+
+mod diagnostics;
+mod parameters;
+
+use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, KEY, LIMIT, OLD, PREFIX, WAIT};
 
 /// Every route.
 pub(crate) static ROUTES: &[Route] = &[
@@ -525,4 +526,10 @@ pub(crate) static ROUTES: &[Route] = &[
         problems: &[],
         handler: handler!(node::openapi),
     },
+    diagnostics::LOG_LEVEL,
+    diagnostics::CHANGE_LOG_LEVEL,
+    diagnostics::RESTORE_LOG_LEVEL,
+    diagnostics::CPU_PROFILE,
+    diagnostics::HEAP_PROFILE,
+    diagnostics::TIMELINE,
 ];

@@ -98,7 +98,7 @@ fn listed(record: &Map<String, Value>) -> Value {
 impl Kind {
     fn fits(self, value: &str) -> bool {
         let all = |length: usize, good: fn(&u8) -> bool| {
-            (1..=length).contains(&value.len()) && value.as_bytes().iter().all(|b| good(b))
+            (1..=length).contains(&value.len()) && value.as_bytes().iter().all(good)
         };
         match self {
             Self::Number => all(20, u8::is_ascii_digit),

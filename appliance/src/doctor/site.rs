@@ -4,10 +4,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Facts, Finding, Look, certificates, daemon, files, machine, no, unseen, yes};
+use super::{Facts, Finding, Look, Looker, certificates, daemon, files, machine, no, unseen, yes};
 
 /// What must not be wrong for a start to succeed.
-const START_NEEDS: [(&str, fn(&Facts) -> Look); 7] = [
+const START_NEEDS: [(&str, Looker); 7] = [
     ("configuration", daemon::configuration),
     ("directory", files::complete),
     ("owner", files::owner),

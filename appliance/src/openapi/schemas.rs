@@ -170,6 +170,14 @@ pub(super) fn all() -> Value {
                 "transaction": number(), "block": number(), "before_ms": number(), "block_time_ms": number(),
             }),
         ),
+        "NewLogLevel": strict(
+            &["directives"],
+            &json!({
+                "directives": { "type": "string", "minLength": 1, "maxLength": 512 },
+                "for_s": { "type": ["integer", "null"], "minimum": 1, "maximum": 86_400 },
+            }),
+        ),
+        "LogLevel": log_level(),
         "Health": object(&["status"], &json!({ "status": text() })),
     })
 }
@@ -303,13 +311,36 @@ fn with(mut some: Value, more: &Value) -> Value {
 
 fn status() -> Value {
     object(
-        &["node", "name", "version", "role", "leader", "term", "height", "size", "clock", "errors", "now_ms"],
+        &[
+            "node",
+            "name",
+            "version",
+            "role",
+            "leader",
+            "term",
+            "height",
+            "size",
+            "clock",
+            "log_level",
+            "errors",
+            "now_ms",
+        ],
         &json!({
             "node": number(), "name": text(), "version": text(), "role": text(), "leader": number_or_null(),
             "term": number(), "height": number(), "size": number(), "block_time_ms": number(),
             "checkpoint_size": number(), "keys": number(), "free_bytes": number(), "reserve_bytes": number(),
             "store_bytes": number(), "archive_bytes": number(), "uptime_s": number(), "now_ms": number(),
-            "errors": list(&text()), "clock": clock(),
+            "errors": list(&text()), "clock": clock(), "log_level": refer("LogLevel"),
+        }),
+    )
+}
+
+fn log_level() -> Value {
+    object(
+        &["configured", "directives", "by", "until_ms"],
+        &json!({
+            "configured": text(), "directives": nullable("string"), "by": nullable("string"),
+            "until_ms": number_or_null(),
         }),
     )
 }

@@ -9,10 +9,11 @@ use rustls::ServerConfig;
 use samovar_node::Node;
 use tokio::sync::mpsc;
 
-use super::{heartbeat, journal, note_certificates, notify};
+use super::{heartbeat, note_certificates, notify};
 use crate::api::Openness;
 use crate::config::Config;
 use crate::http::Limits;
+use crate::journal;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::tls::{self, ClientKeys, Loaded};
@@ -84,7 +85,7 @@ impl Settings {
         self.tls.set(tls);
         self.limits.set(Arc::new(new.limits.clone()));
         self.openness.set(Arc::new(Openness::of(&new)));
-        journal::set_level(new.level);
+        journal::configure(new.level);
         // What waits for a restart is still in force as it was.
         self.config = Config {
             limits: new.limits,

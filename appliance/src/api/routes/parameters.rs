@@ -36,3 +36,8 @@ pub(super) const OLD: Parameter = Parameter {
     takes: Takes::OneOf(&["honoured", "refused"]),
     doc: "What becomes of sessions: `honoured` (default), until they run out; `refused`, all end at once.",
 };
+pub(super) const SECONDS: Parameter = Parameter {
+    name: "seconds",
+    takes: Takes::Number,
+    doc: "How long, 1 to 60, less if requests may not take so long; default 10.",
+};
