@@ -23,6 +23,7 @@ use crate::tls::ClientKeys;
 
 mod access;
 mod api_keys;
+mod blobs;
 mod certificates;
 mod clock;
 mod entries;

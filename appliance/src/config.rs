@@ -97,6 +97,14 @@ sections! {
         /// Page cache of the store; it takes about twice that in memory.
         cache: Size = Size(8 << 20),
     }
+    /// Blobs: large values, in files of their own.
+    blobs: BlobsSection {
+        /// Longest blob (413), at most 4GiB.
+        size: Size = Size(4 << 30),
+        /// How long a blob is kept that no key names, from its upload or the start of the daemon. Longer than anybody needs
+        /// between the upload and the transaction that names it.
+        keep_unnamed: Span = Span::seconds(24 * 3600),
+    }
     /// Users and their sessions.
     auth: AuthSection {
         /// How long a session lasts after a login: one second to 24 hours.
@@ -143,7 +151,7 @@ sections! {
         api: Quota = per_second(20_000),
         /// The same of one address (IPv6: of one /64 network), whoever asks. Behind a proxy or NAT many are one address.
         api_per_address: Quota = per_second(40_000),
-        /// Requests of one principal that bring values (`PUT /v1/keys/…`, `POST /v1/transactions`).
+        /// Requests of one principal that bring values (`PUT /v1/keys/…`, `POST /v1/transactions`, `POST /v1/blobs`).
         upload: Quota = per_second(20_000),
         /// The same of one address.
         upload_per_address: Quota = per_second(40_000),
@@ -169,6 +177,9 @@ sections! {
         access_rate: u32 = 200,
     }
 }
+
+/// Longest blob that may be configured, in bytes: what the memory of an upload is reckoned for.
+const BLOB_BYTES_MAX: u64 = 4 << 30;
 
 const fn per_second(requests: u32) -> Quota {
     Quota { requests, window: Duration::from_secs(1) }
@@ -234,6 +245,10 @@ pub(crate) struct Config {
     pub(crate) queue_max: usize,
     /// Bytes of the store's page cache.
     pub(crate) cache_bytes: u64,
+    /// Longest blob, in bytes.
+    pub(crate) blob_bytes_max: u64,
+    /// How long a blob is kept that no key names.
+    pub(crate) unnamed_blob_age: Duration,
     /// Bounds of the listener.
     pub(crate) limits: Limits,
     /// How long a session lasts, in milliseconds.
@@ -327,6 +342,9 @@ impl ConfigFile {
         if !(1 << 20..=1 << 30).contains(&self.store.cache.0) {
             return Err(format!("store.cache is {}, it must lie between 1MiB and 1GiB", self.store.cache));
         }
+        if !(1..=BLOB_BYTES_MAX).contains(&self.blobs.size.0) {
+            return Err(format!("blobs.size is {}, it must lie between 1B and 4GiB", self.blobs.size));
+        }
         let life = self.auth.session_life;
         let session_life_ms = u64::try_from(life.0.as_millis()).unwrap_or(u64::MAX);
         if !(1000..=LIFE_MS_MAX).contains(&session_life_ms) {
@@ -339,6 +357,8 @@ impl ConfigFile {
             reserve_bytes: self.store.reserve.0,
             queue_max: self.store.queue,
             cache_bytes: self.store.cache.0,
+            blob_bytes_max: self.blobs.size.0,
+            unnamed_blob_age: self.blobs.keep_unnamed.0,
             limits,
             session_life_ms,
             quotas: Quotas {

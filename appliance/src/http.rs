@@ -8,7 +8,7 @@
 //! | TLS handshake | `handshake_timeout` | closed |
 //! | header after its first byte | `header_timeout` | closed |
 //! | no request | `idle_timeout` | asked to go, then closed |
-//! | body | `body_deadline`, `body_rate_min`, bytes by route | 408, 413 |
+//! | body | `body_deadline` (of a blob: for each piece), `body_rate_min`, bytes by route | 408, 413 |
 //! | work | `request_deadline` | 503 |
 //! | client takes no byte, or not the whole answer | `write_timeout`, `response_deadline` | connection cut |
 //!
@@ -229,11 +229,11 @@ async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Resp
         (Ok(()), Some(response)) => Answer { response, route: "-", actor: None },
         (Ok(()), None) => {
             let body = RequestBody::new(incoming, &limits);
-            let deadline = limits.request_deadline + body.deadline();
+            let patience = body.patience();
             let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
-            match tokio::time::timeout(deadline, reply).await {
-                Ok(answer) => answer,
-                Err(_) => Answer::refused(Problem::deadline(deadline), &id),
+            match patience.wait(reply).await {
+                Some(answer) => answer,
+                None => Answer::refused(Problem::deadline(patience.time()), &id),
             }
         }
     };

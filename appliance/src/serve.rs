@@ -169,6 +169,8 @@ fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
         reserve_bytes: config.reserve_bytes,
         queue_max: config.queue_max,
         cache_bytes: config.cache_bytes,
+        blob_bytes_max: config.blob_bytes_max,
+        unnamed_blob_age: config.unnamed_blob_age,
     }
 }
 

@@ -5,6 +5,7 @@
 //! raft log), then the answer. What was not durable comes again from the raft log; so do salts that a power cut took from
 //! under rows that it left ([`Ledger::restore_salts`]). An erase destroys its salts before the batch that says so.
 
+use crate::blobs::Cid;
 use crate::command::{Command, Committed, Key, OperationCommand, Outcome, Refusal, WriteCommand};
 use crate::entry::{self, Change, Cosigners, Entry, Membership, Transaction};
 use crate::error::Error;
@@ -200,6 +201,10 @@ impl Draft<'_> {
                 let commitment = entry::commitment(salt, value);
                 self.values.push(values::Stored::Ciphertext(salts::seal(salt, index, value)?));
                 self.salts.extend_from_slice(salt);
+                if blob.is_some() {
+                    self.blob_slot(self.first_slot + self.values.len() as u64 - 1, index);
+                    self.blobs_named.extend(cid_of(value));
+                }
                 if current.is_none() {
                     self.chain.names.insert(key.as_str());
                 }
@@ -208,9 +213,9 @@ impl Draft<'_> {
                     key: key.as_str().into(),
                     previous,
                     commitment,
-                    size: value.len() as u64,
+                    size: blob.unwrap_or(value.len() as u64),
                     media_type: media_type.as_str().into(),
-                    blob: *blob,
+                    blob: blob.is_some(),
                 }
             }
             OperationCommand::Delete { key } => {
@@ -231,6 +236,8 @@ pub(crate) struct FoundPut {
     /// How many puts of the entry come before it: its value lies so many slots after the entry's first.
     pub position: u64,
     pub commitment: [u8; 32],
+    /// Whether its value is the CID of a blob.
+    pub blob: bool,
 }
 
 /// Finds the put of a key; `None` when the entry puts no such key.
@@ -238,9 +245,9 @@ pub(crate) fn find_put(line: &[u8], key: &str) -> Result<Option<FoundPut>, entry
     let entry = Entry::parse(line)?;
     let mut position = 0;
     for change in entry.changes() {
-        if let Change::Put { key: name, commitment, .. } = change {
+        if let Change::Put { key: name, commitment, blob, .. } = change {
             if name == key {
-                return Ok(Some(FoundPut { position, commitment: *commitment }));
+                return Ok(Some(FoundPut { position, commitment: *commitment, blob: *blob }));
             }
             position += 1;
         }
@@ -254,6 +261,11 @@ pub(crate) fn previous_of(line: &[u8], key: &str) -> Result<Option<u64>, entry::
         Change::Put { previous, .. } | Change::Erase { previous, .. } => previous,
         Change::Delete { previous, .. } => Some(previous),
     }))
+}
+
+/// The CID in a value that is one.
+pub(crate) fn cid_of(value: &[u8]) -> Option<Cid> {
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 fn position(offset: u64) -> usize {

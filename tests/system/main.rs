@@ -5,6 +5,7 @@
 mod access;
 mod api;
 mod bad_input;
+mod blobs;
 mod bundle;
 mod damage;
 mod diagnostics;

@@ -58,6 +58,12 @@ pub(crate) async fn status(call: Call) -> Handled {
         errors
             .push(format!("a damaged store was set aside as {name} and rebuilt: look after the disk, then remove it"));
     }
+    if status.blobs.missing > 0 {
+        errors.push(format!(
+            "{} blobs that keys name are damaged or missing: the journal names them; upload them again",
+            status.blobs.missing
+        ));
+    }
     let head = status.head;
     let ClockStatus { wall_ms, sure_ms, synchronised, doubted, held } = status.clock;
     if doubted {

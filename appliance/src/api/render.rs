@@ -68,3 +68,9 @@ pub(crate) fn as_of(mut response: Response<Payload>, block: u64) -> Response<Pay
 pub(crate) fn etag(revision: u64) -> Result<HeaderValue, Problem> {
     HeaderValue::try_from(format!("\"{revision}\"")).map_err(|e| Problem::internal(&e))
 }
+
+/// For members that are left out unless they say something.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+pub(crate) fn is_false(flag: &bool) -> bool {
+    !flag
+}

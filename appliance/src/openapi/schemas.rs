@@ -32,6 +32,11 @@ pub(super) fn key() -> Value {
     })
 }
 
+/// The CID of a blob.
+pub(super) fn cid() -> Value {
+    json!({ "type": "string", "pattern": "^bafkrei[a-z2-7]{52}$" })
+}
+
 /// The beginning of keys, perhaps of all.
 pub(super) fn prefix() -> Value {
     json!({
@@ -80,6 +85,7 @@ pub(super) fn all() -> Value {
             &json!({ "key": text(), "revision": number(), "transaction": number(), "block": number() }),
         ),
         "Transaction": transaction(),
+        "Uploaded": object(&["cid", "size"], &json!({ "cid": cid(), "size": number() })),
         "Committed": object(
             &["transaction", "block", "revisions"],
             &json!({
@@ -190,7 +196,8 @@ fn transaction() -> Value {
     let one = |name: &str, schema: Value| strict(&[name], &json!({ name: schema }));
     let json = strict(&["key", "value"], &json!({ "key": key(), "value": true, "type": media_type() }));
     let bytes = strict(&["key", "bytes"], &json!({ "key": key(), "bytes": base64(), "type": media_type() }));
-    let put = json!({ "oneOf": [json, bytes] });
+    let blob = strict(&["key", "blob"], &json!({ "key": key(), "blob": cid(), "type": media_type() }));
+    let put = json!({ "oneOf": [json, bytes, blob] });
     let delete = strict(&["key"], &json!({ "key": key() }));
     let erase = strict(&["key", "revision"], &json!({ "key": key(), "revision": number() }));
     let require = strict(&["key", "revision"], &json!({ "key": key(), "revision": number_or_null() }));
@@ -205,7 +212,7 @@ fn transaction() -> Value {
 fn key_page() -> Value {
     let row = object(
         &["key", "revision", "size", "type"],
-        &json!({ "key": text(), "revision": number(), "size": number(), "type": text() }),
+        &json!({ "key": text(), "revision": number(), "size": number(), "type": text(), "blob": { "type": "boolean" } }),
     );
     object(&["block", "keys", "next"], &json!({ "block": number(), "keys": list(&row), "next": nullable("string") }))
 }
@@ -216,7 +223,7 @@ fn history_page() -> Value {
         &json!({
             "revision": number(), "block": number(), "time_ms": number(), "author": text(),
             "change": { "type": "string", "enum": ["put", "delete"] },
-            "size": number(), "type": text(), "erased_by": number(),
+            "size": number(), "type": text(), "blob": { "type": "boolean" }, "erased_by": number(),
         }),
     );
     object(&["key", "versions", "next"], &json!({ "key": text(), "versions": list(&row), "next": number_or_null() }))

@@ -107,6 +107,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("store.reserve", old.reserve_bytes != new.reserve_bytes),
         ("store.queue", old.queue_max != new.queue_max),
         ("store.cache", old.cache_bytes != new.cache_bytes),
+        ("blobs.size", old.blob_bytes_max != new.blob_bytes_max),
+        ("blobs.keep_unnamed", old.unnamed_blob_age != new.unnamed_blob_age),
         ("auth.session_life", old.session_life_ms != new.session_life_ms),
         ("quotas", old.quotas != new.quotas),
     ];

@@ -142,7 +142,7 @@ impl Proposer {
                 return None;
             }
         };
-        match WriteCommand::prepare(write, rt::fill_random) {
+        match WriteCommand::prepare(write, |_| None, rt::fill_random) {
             Ok(command) => Some(command),
             Err(error) => {
                 tracing::error!(%error, "that time is held could not be written");

@@ -5,6 +5,8 @@ use super::{Row, on};
 /// Every path with the methods it takes.
 const PATHS: &[(&str, &[&str])] = &[
     ("/v1/keys/k", &["PUT", "GET", "DELETE"]),
+    ("/v1/blobs", &["POST"]),
+    ("/v1/blobs/bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku", &["GET"]),
     ("/v1/keys", &["GET"]),
     ("/v1/history/k", &["GET"]),
     ("/v1/proofs/k", &["GET"]),
