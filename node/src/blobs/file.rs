@@ -15,7 +15,7 @@ use crate::merkle::to_hash;
 pub(crate) const PIECE_BYTES: usize = 64 << 10;
 const HASH_BYTES: usize = 32;
 const MAGIC: &[u8; 16] = b"samovar blob v1\n";
-const FOOT_BYTES: u64 = 8 + MAGIC.len() as u64;
+const FOOT_BYTES: usize = 8 + MAGIC.len();
 /// What was written is made durable each time it has grown by so much, so that a large blob does not leave its whole
 /// length to the last sync, in the way of the raft log's.
 const SYNC_BYTES: u64 = 32 << 20;
@@ -94,13 +94,13 @@ impl BlobFile {
     /// Opens the file of a blob; `None` when its end is not that of one.
     pub(super) fn of(file: Box<dyn File>) -> std::io::Result<Option<Self>> {
         let length = file.length()?;
-        let mut foot = [0; FOOT_BYTES as usize];
-        if length < FOOT_BYTES || file.read_at(&mut foot, length - FOOT_BYTES)? < foot.len() {
+        let mut foot = [0; FOOT_BYTES];
+        if length < FOOT_BYTES as u64 || file.read_at(&mut foot, length - FOOT_BYTES as u64)? < foot.len() {
             return Ok(None);
         }
         let size = foot.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        let whole =
-            size <= length && size + pieces(size) * HASH_BYTES as u64 + FOOT_BYTES == length && foot.ends_with(MAGIC);
+        let behind = pieces(size) * HASH_BYTES as u64 + FOOT_BYTES as u64;
+        let whole = size <= length && size + behind == length && foot.ends_with(MAGIC);
         Ok(whole.then(|| Self { file: Arc::from(file), size }))
     }
 

@@ -163,7 +163,8 @@ fn an_erased_blob_stays_erased_over_crashes() {
 #[test]
 fn a_broken_upload_leaves_nothing() {
     let machine = Machine::new(22);
-    simulate(22, async {
+    // Held over the crash: dropped, it would clean up after itself.
+    let _open = simulate(22, async {
         let node = machine.start().await.unwrap();
         let mut begun = node.upload(None).await.unwrap();
         for _ in 0..3 {
@@ -181,7 +182,7 @@ fn a_broken_upload_leaves_nothing() {
         let open = node.upload(None).await.unwrap().write(content(1)).await.unwrap();
         let path = Config::new(DATA).data.join("blobs");
         machine.disk.sync_directory(&path).unwrap();
-        std::mem::forget(open);
+        open
     });
     machine.disk.crash();
     simulate(22, async {
