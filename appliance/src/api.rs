@@ -19,7 +19,7 @@ use crate::http::{Answer, Asked, Handler, Limits, Payload, Peer, RequestBody};
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::quota::{Class, Limiter, Told};
-use crate::tls::ClientKeys;
+use crate::tls::Certificates;
 
 mod access;
 mod api_keys;
@@ -36,6 +36,7 @@ pub(crate) mod problem;
 mod query;
 mod render;
 mod routes;
+mod tls;
 mod transactions;
 mod users;
 
@@ -103,6 +104,8 @@ pub(crate) struct App {
     pub(crate) node: Node,
     /// Credentials.
     pub(crate) auth: Auth,
+    /// What TLS serves.
+    pub(crate) certificates: Arc<Certificates>,
     /// Metrics.
     pub(crate) metrics: Arc<Metrics>,
     /// What needs no token.
@@ -118,6 +121,8 @@ pub(crate) struct App {
     /// When the daemon was ready.
     pub(crate) started: std::time::Instant,
     running: Running,
+    /// Held while certificates are rotated: one rotation at a time.
+    pub(crate) rotating: tokio::sync::Mutex<()>,
 }
 
 /// What needs no token.
@@ -142,14 +147,16 @@ impl App {
         node: Node,
         config: &Config,
         live: (Live<Limits>, Live<Openness>),
-        clients: Arc<ClientKeys>,
+        certificates: Arc<Certificates>,
         metrics: Arc<Metrics>,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
+        let clients = certificates.clients.clone();
         tokio::spawn(Auth::follow_certificates(node.clone(), clients.clone()));
         Arc::new(Self {
             auth: Auth::new(node.clone(), &config.data, clients, &metrics),
             node,
+            certificates,
             metrics,
             limits: live.0,
             openness: live.1,
@@ -158,6 +165,7 @@ impl App {
             stop,
             started: std::time::Instant::now(),
             running: Running::default(),
+            rotating: tokio::sync::Mutex::default(),
         })
     }
 

@@ -101,6 +101,9 @@ fn figures(status: &Value) -> String {
         (_, Some(false)) => text.push_str("The clock is believed, though nothing synchronises it.\n"),
         (_, None) => {}
     }
+    if status.get("tls").and_then(|t| t.get("rolling_over")).and_then(Value::as_bool) == Some(true) {
+        text.push_str("Two CAs count: give clients the new ca.pem, then run: samovar rotate ca --finish\n");
+    }
     let (entries, covered) = (number(status, "size").unwrap_or(0), number(status, "checkpoint_size").unwrap_or(0));
     if covered < entries {
         text.push_str(&format!("The newest checkpoint covers {covered} entries, {} wait for it.\n", entries - covered));
@@ -130,7 +133,9 @@ mod tests {
         status["errors"] = serde_json::json!(["no room:\u{1b}[2J 5 bytes free"]);
         status["checkpoint_size"] = 19_000.into();
         status["clock"] = serde_json::json!({ "doubted": true, "synchronised": false });
+        status["tls"] = serde_json::json!({ "rolling_over": true });
         let text = render(&status, 40);
+        assert!(text.contains("samovar rotate ca --finish"), "a roll-over under way is said: {text}");
         assert!(text.contains("Attention: no room:\u{fffd}[2J 5 bytes free\n"), "errors in words, defused: {text}");
         assert!(text.contains("covers 19000 entries, 1000 wait"), "what is not signed yet is said: {text}");
         assert!(text.contains("The clock is not believed"), "a doubted clock is said: {text}");
