@@ -93,7 +93,7 @@ fn parameters(route: &Route) -> Vec<Value> {
             // Weak tags and lists are taken too, and what is no tag matches nothing (RFC 9110, 13.1.2).
             any("If-None-Match", "A revision in quotes.", json!({ "type": "string" }))
         } else {
-            header("If-None-Match", "`*`: only if the key has no value.", "^\\*$")
+            header("If-None-Match", "`*`: only if the key has no value. Empty excludes nothing.", "^\\*?$")
         });
     }
     if route.right == Right::WriteKeys {

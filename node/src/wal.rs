@@ -77,7 +77,7 @@ pub(crate) struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { segment_bytes: 16 << 20, cache_bytes_max: 8 << 20 }
+        Self { segment_bytes: 16 << 20, cache_bytes_max: 4 << 20 }
     }
 }
 

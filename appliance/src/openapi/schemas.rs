@@ -260,7 +260,7 @@ fn access() -> Value {
 }
 
 fn grants() -> Value {
-    json!({ "type": "array", "maxItems": 1, "items": { "type": "string", "enum": ["erase"] } })
+    list(&json!({ "type": "string", "enum": ["erase"] }))
 }
 
 /// Name of a user.
