@@ -15,5 +15,6 @@ mod limits;
 mod proofs;
 mod quotas;
 mod raw;
+mod tls;
 mod walk;
 mod watch;

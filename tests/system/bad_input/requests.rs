@@ -30,6 +30,8 @@ const PATHS: &[(&str, &[&str])] = &[
     ("/v1/certificates", &["POST", "GET"]),
     ("/v1/certificates/00", &["DELETE"]),
     ("/v1/session-keys", &["POST"]),
+    ("/v1/tls/node", &["POST"]),
+    ("/v1/tls/ca", &["POST"]),
     ("/v1/clock/accept", &["POST"]),
     ("/v1/status", &["GET"]),
     ("/health", &["GET"]),
