@@ -25,8 +25,8 @@ const CA_NAME: &str = "Samovar CA of ";
 pub(super) const CA_DAYS: u32 = 3653;
 /// What the CA's key is for.
 const CA_KEY_USAGES: [KeyUsagePurpose; 2] = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-/// Apple's libraries refuse server certificates that live longer than 825 days.
-pub(super) const NODE_DAYS: u32 = 820;
+/// With the day before it is less than the 366 days that Mozilla's TLS configuration allows, and than Apple's 825.
+pub(super) const NODE_DAYS: u32 = 364;
 /// Clocks of clients may be behind by this much.
 const BACKDATED: Duration = Duration::hours(24);
 /// Random bytes of a serial number; RFC 5280 (4.1.2.2) allows 20 and wants it positive.

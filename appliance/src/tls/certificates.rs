@@ -30,6 +30,8 @@ pub(crate) struct Certificates {
     live: Live<ServerConfig>,
     /// What TLS and the API share about client certificates; the same one under every certificate.
     pub(crate) clients: Arc<ClientKeys>,
+    /// Of what is served. Locked for a look.
+    standing: Mutex<Standing>,
     /// Held while files are replaced and while they are read to be served.
     changing: Mutex<Watch>,
 }
@@ -41,7 +43,7 @@ struct Watch {
 }
 
 /// How the certificates are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
     /// End of the node's certificate, seconds since 1970; `None` when it does not say.
     pub(crate) node_not_after_s: Option<u64>,
@@ -66,7 +68,16 @@ impl Certificates {
         })?;
         let clients = Arc::new(ClientKeys::new(own.hash));
         let live = Live::shared(own.config(&clients)?);
-        let all = Self { files, subject, node, metrics, live, clients, changing: Mutex::new(watch) };
+        let all = Self {
+            files,
+            subject,
+            node,
+            metrics,
+            live,
+            clients,
+            standing: Mutex::default(),
+            changing: Mutex::new(watch),
+        };
         all.note();
         Ok(Arc::new(all))
     }
@@ -141,16 +152,9 @@ impl Certificates {
         roots.first().map(Shown::of).context("there is no CA")
     }
 
-    /// How they are.
+    /// How those are that are served.
     pub(crate) fn standing(&self) -> Standing {
-        let end = |certificates: Result<Vec<CertificateDer<'static>>>| {
-            certificates.ok().and_then(|all| validity::of(all.first()?)).map(|life| life.not_after_s)
-        };
-        Standing {
-            node_not_after_s: end(self.files.chain()),
-            ca_not_after_s: end(self.files.roots()),
-            rolling_over: self.files.is_rolling_over(),
-        }
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves what is in the files. The lock is held.
@@ -163,15 +167,21 @@ impl Certificates {
         Ok(())
     }
 
-    /// Tells the metrics when the certificates end. One that does not say so is left out.
+    /// Notes how they are, and tells the metrics when they end. One that does not say so is left out there.
     fn note(&self) {
-        let Standing { node_not_after_s, ca_not_after_s, .. } = self.standing();
-        for (certificate, end) in [("node", node_not_after_s), ("ca", ca_not_after_s)] {
-            match end {
+        let end = |certificates: Result<Vec<CertificateDer<'static>>>| {
+            certificates.ok().and_then(|all| validity::of(all.first()?)).map(|life| life.not_after_s)
+        };
+        let (node_not_after_s, ca_not_after_s) = (end(self.files.chain()), end(self.files.roots()));
+        for (certificate, not_after_s) in [("node", node_not_after_s), ("ca", ca_not_after_s)] {
+            match not_after_s {
                 Some(not_after_s) => self.metrics.certificate(certificate, not_after_s),
                 None => tracing::warn!("tls: the certificate of the {certificate} does not say until when it holds"),
             }
         }
+        let rolling_over = self.files.is_rolling_over();
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) =
+            Standing { node_not_after_s, ca_not_after_s, rolling_over };
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Watch> {

@@ -54,13 +54,13 @@ fn what_holds_is_left_alone_for_two_thirds_of_its_life() {
     let (data, files) = made_at(NOW_MS);
     let before = read(&data, "tls/node.pem");
     let day_ms = 86_400_000;
-    // 821 days from the backdated beginning; two thirds are 547 days, less at most 27 of jitter.
-    assert_eq!(tend(&files, at(NOW_MS + 515 * day_ms)), Vec::<String>::new(), "before two thirds and jitter");
+    // 365 days from the backdated beginning; two thirds are 243 days, less at most 12 of jitter.
+    assert_eq!(tend(&files, at(NOW_MS + 229 * day_ms)), Vec::<String>::new(), "before two thirds and jitter");
     assert_eq!(read(&data, "tls/node.pem"), before);
-    let done = tend(&files, at(NOW_MS + 548 * day_ms));
+    let done = tend(&files, at(NOW_MS + 243 * day_ms));
     assert!(done.len() == 1 && done[0].contains("two thirds"), "a renewal was expected, got {done:?}");
     assert_ne!(read(&data, "tls/node.pem"), before);
-    assert_eq!(tend(&files, at(NOW_MS + 548 * day_ms)), Vec::<String>::new(), "once is enough");
+    assert_eq!(tend(&files, at(NOW_MS + 243 * day_ms)), Vec::<String>::new(), "once is enough");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_clock_a_year_back_and_then_set_right_breaks_nothing() {
         accepted(&files, &files.roots().expect("ca.pem")[0], at(ms)).unwrap_or_else(|e| panic!("{when}: {e:#}"));
     }
     assert_eq!(tend(&files, right), Vec::<String>::new(), "set right, nothing is left to do");
-    assert_eq!(tend(&files, at(NOW_MS + 400 * 86_400_000)), Vec::<String>::new(), "and for its ordinary life");
+    assert_eq!(tend(&files, at(NOW_MS + 90 * 86_400_000)), Vec::<String>::new(), "nor soon after");
 }
 
 /// A machine without a battery clock that was set up in 1970, and one whose clock ran ahead.
