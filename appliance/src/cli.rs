@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
+use crate::bundle::SupportBundle;
 use crate::client;
+use crate::doctor::Doctor;
 use crate::export::Export;
 use crate::import::Import;
 use crate::output::{self, Format};
@@ -17,6 +19,7 @@ use crate::output::{self, Format};
 mod api_key;
 mod clock;
 mod keys;
+mod log_level;
 mod manual;
 mod proofs;
 mod rotate;
@@ -88,6 +91,8 @@ enum Command {
     Config(ConfigCommand),
     /// Show how the node is
     Status(status::Status),
+    Doctor(Doctor),
+    SupportBundle(SupportBundle),
     /// Set a key to the content of a file or of standard input
     Put(keys::Put),
     /// Print the value of a key
@@ -121,6 +126,7 @@ enum Command {
     /// Say that a clock is right which the node does not believe
     #[command(subcommand)]
     Clock(clock::Clock),
+    LogLevel(log_level::LogLevel),
     Export(Export),
     /// Print a completion script for a shell
     Completions {
@@ -200,6 +206,8 @@ fn online(command: Command, format: Format) -> anyhow::Result<()> {
 async fn client_command(command: Command, format: Format) -> anyhow::Result<()> {
     match command {
         Command::Status(c) => status::run(&c, format).await,
+        Command::Doctor(c) => crate::doctor::run(&c, format).await,
+        Command::SupportBundle(c) => crate::bundle::run(&c, format).await,
         Command::Put(c) => keys::put(&c, format).await,
         Command::Get(c) => keys::get(&c, format).await,
         Command::Delete(c) => keys::delete(&c, format).await,
@@ -214,6 +222,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::ApiKey(c) => api_key::run(&c, format).await,
         Command::Rotate(c) => rotate::run(&c, format).await,
         Command::Clock(c) => clock::run(&c, format).await,
+        Command::LogLevel(c) => log_level::run(&c, format).await,
         Command::Export(c) => crate::export::run(&c, format).await,
         Command::Init { .. }
         | Command::Serve { .. }

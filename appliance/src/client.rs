@@ -150,6 +150,11 @@ impl Client {
         Ok(Self { target: Arc::new(target.resolve()?), idle: Arc::default(), anonymous: false })
     }
 
+    /// The node behind a Unix socket.
+    pub(crate) fn local(socket: &std::path::Path) -> Self {
+        Self { target: Arc::new(Resolved::local(socket.to_owned())), idle: Arc::default(), anonymous: false }
+    }
+
     /// The same node, asked without a token: a login is nobody's request yet.
     pub(crate) fn without_token(mut self) -> Self {
         self.anonymous = true;

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::auth::LIFE_MS_MAX;
 use crate::bucket::Quota;
-use crate::http::Limits;
+use crate::http::{Limits, is_origin};
 use crate::quota::Quotas;
 use crate::tls::is_dns_name;
 
@@ -81,6 +82,9 @@ sections! {
     listen: ListenSection {
         /// Address and port of the API over HTTPS. `[::]:8443` listens on IPv6 and IPv4.
         api: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 8443)),
+        /// Origins whose pages may call the API from a browser (CORS), such as `https://app.example`: scheme, host and,
+        /// unless it is the scheme's own, port. None by default. A page needs a token all the same.
+        cors_origins: Vec<String> = Vec::new(),
     }
     /// The certificate that the node shows its clients. The ledger's own CA signs it.
     tls: TlsSection {
@@ -103,6 +107,14 @@ sections! {
         queue: usize = 4096,
         /// Page cache of the store; it takes about twice that in memory.
         cache: Size = Size(8 << 20),
+    }
+    /// Blobs: large values, in files of their own.
+    blobs: BlobsSection {
+        /// Longest blob (413), at most 4GiB.
+        size: Size = Size(4 << 30),
+        /// How long a blob is kept that no key names, from its upload or the start of the daemon. Longer than anybody needs
+        /// between the upload and the transaction that names it.
+        keep_unnamed: Span = Span::seconds(24 * 3600),
     }
     /// Users and their sessions.
     auth: AuthSection {
@@ -150,7 +162,7 @@ sections! {
         api: Quota = per_second(20_000),
         /// The same of one address (IPv6: of one /64 network), whoever asks. Behind a proxy or NAT many are one address.
         api_per_address: Quota = per_second(40_000),
-        /// Requests of one principal that bring values (`PUT /v1/keys/…`, `POST /v1/transactions`).
+        /// Requests of one principal that bring values (`PUT /v1/keys/…`, `POST /v1/transactions`, `POST /v1/blobs`).
         upload: Quota = per_second(20_000),
         /// The same of one address.
         upload_per_address: Quota = per_second(40_000),
@@ -176,6 +188,9 @@ sections! {
         access_rate: u32 = 200,
     }
 }
+
+/// Longest blob that may be configured, in bytes: what the memory of an upload is reckoned for.
+const BLOB_BYTES_MAX: u64 = 4 << 30;
 
 const fn per_second(requests: u32) -> Quota {
     Quota { requests, window: Duration::from_secs(1) }
@@ -208,6 +223,22 @@ impl Level {
             Self::Trace => "trace",
         }
     }
+
+    /// The level of this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace].into_iter().find(|l| l.as_str() == name)
+    }
+
+    /// What lets this level through and no more.
+    pub(crate) fn filter(self) -> LevelFilter {
+        match self {
+            Self::Error => LevelFilter::ERROR,
+            Self::Warn => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Trace => LevelFilter::TRACE,
+        }
+    }
 }
 
 /// The configuration, checked.
@@ -227,6 +258,10 @@ pub(crate) struct Config {
     pub(crate) queue_max: usize,
     /// Bytes of the store's page cache.
     pub(crate) cache_bytes: u64,
+    /// Longest blob, in bytes.
+    pub(crate) blob_bytes_max: u64,
+    /// How long a blob is kept that no key names.
+    pub(crate) unnamed_blob_age: Duration,
     /// Bounds of the listener.
     pub(crate) limits: Limits,
     /// How long a session lasts, in milliseconds.
@@ -276,9 +311,7 @@ impl Config {
     /// Reads the configuration: `file` if it is named, else `samovar.toml` in the named data directory, else the one in
     /// `/etc`, else the defaults. `data` overrides `node.data`.
     pub(crate) fn load(file: Option<&Path>, data: Option<&Path>) -> Result<Self, ConfigError> {
-        let candidates = [data.map(|d| d.join(DATA_FILE)), Some(PathBuf::from(DEFAULT_PATH))];
-        let found = file.map(Path::to_owned).or_else(|| candidates.into_iter().flatten().find(|p| p.exists()));
-        let mut config = match found {
+        let mut config = match Self::file(file, data) {
             Some(path) => {
                 let name = path.display().to_string();
                 let text = std::fs::read_to_string(&path)
@@ -293,6 +326,12 @@ impl Config {
         Ok(config)
     }
 
+    /// The file that [`Config::load`] reads, if it reads any.
+    pub(crate) fn file(file: Option<&Path>, data: Option<&Path>) -> Option<PathBuf> {
+        let candidates = [data.map(|d| d.join(DATA_FILE)), Some(PathBuf::from(DEFAULT_PATH))];
+        file.map(Path::to_owned).or_else(|| candidates.into_iter().flatten().find(|p| p.exists()))
+    }
+
     /// Parses and checks the text of a file; `path` is what errors call it.
     pub(crate) fn parse(path: &str, text: &str) -> Result<Self, ConfigError> {
         let file: ConfigFile = toml::from_str(text).map_err(|e| syntax_error(path, text, &e))?;
@@ -303,7 +342,13 @@ impl Config {
 impl ConfigFile {
     fn check(self) -> Result<Config, String> {
         let access_records_max = if self.journal.access { self.journal.access_rate } else { 0 };
-        let limits = self.limits.check(access_records_max)?;
+        let mut limits = self.limits.check(access_records_max)?;
+        if let Some(origin) = self.listen.cors_origins.iter().find(|origin| !is_origin(origin)) {
+            return Err(format!(
+                "listen.cors_origins: `{origin}` is no origin; write one such as \"https://app.example\""
+            ));
+        }
+        limits.cors_origins = self.listen.cors_origins;
         if self.store.queue == 0 {
             return Err("store.queue is 0: no write could ever be taken; leave it out for the default".into());
         }
@@ -315,6 +360,9 @@ impl ConfigFile {
         }
         if let Some(wrong) = self.tls.names.iter().find(|n| !is_dns_name(n) && n.parse::<IpAddr>().is_err()) {
             return Err(format!("tls.names: `{wrong}` is neither a host name nor an address"));
+        }
+        if !(1..=BLOB_BYTES_MAX).contains(&self.blobs.size.0) {
+            return Err(format!("blobs.size is {}, it must lie between 1B and 4GiB", self.blobs.size));
         }
         let life = self.auth.session_life;
         let session_life_ms = u64::try_from(life.0.as_millis()).unwrap_or(u64::MAX);
@@ -329,6 +377,8 @@ impl ConfigFile {
             reserve_bytes: self.store.reserve.0,
             queue_max: self.store.queue,
             cache_bytes: self.store.cache.0,
+            blob_bytes_max: self.blobs.size.0,
+            unnamed_blob_age: self.blobs.keep_unnamed.0,
             limits,
             session_life_ms,
             quotas: Quotas {
@@ -387,6 +437,7 @@ impl LimitsSection {
             watches_max: l.watches,
             stop_deadline: l.stop_deadline.0,
             access_records_max,
+            cors_origins: Vec::new(),
         })
     }
 }

@@ -8,7 +8,7 @@
 //! | TLS handshake | `handshake_timeout` | closed |
 //! | header after its first byte | `header_timeout` | closed |
 //! | no request | `idle_timeout` | asked to go, then closed |
-//! | body | `body_deadline`, `body_rate_min`, bytes by route | 408, 413 |
+//! | body | `body_deadline` (of a blob: for each piece), `body_rate_min`, bytes by route | 408, 413 |
 //! | work | `request_deadline` | 503 |
 //! | client takes no byte, or not the whole answer | `write_timeout`, `response_deadline` | connection cut |
 //!
@@ -34,13 +34,17 @@ use crate::metrics::Metrics;
 mod access;
 mod answer;
 mod body;
+mod coding;
 mod connection;
+mod cors;
 mod io;
 mod registry;
 mod shape;
 
 pub(crate) use answer::{Answer, RequestId};
 pub(crate) use body::{Payload, RequestBody};
+pub(crate) use coding::Compressible;
+pub(crate) use cors::is_origin;
 pub(crate) use registry::network_of;
 
 use registry::Registry;
@@ -84,6 +88,8 @@ pub(crate) struct Limits {
     pub(crate) stop_deadline: Duration,
     /// Access records written per second; more are counted. 0: none.
     pub(crate) access_records_max: u32,
+    /// Origins whose pages may call the API from a browser.
+    pub(crate) cors_origins: Vec<String>,
 }
 
 /// A request whose shape was checked.
@@ -208,6 +214,7 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Response<Payload> {
     let begun = tokio::time::Instant::now();
     let _in_flight = shared.metrics.begin();
+    let mut span = samovar_node::trace::task("-");
     let (head, incoming) = request.into_parts();
     let id = RequestId::of(&head.headers);
     let method = answer::method_label(&head.method);
@@ -215,18 +222,24 @@ async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Resp
     let limits = shared.limits.get();
     let headless = head.method == hyper::Method::HEAD;
     let close = head.version < hyper::Version::HTTP_2;
-    let outcome = match shape::check(&head, &limits) {
-        Err(problem) => Answer::refused(problem.closing(close), &id),
-        Ok(()) => {
+    let (coding, preflight) = (coding::Coding::of(&head.headers), cors::preflight(&head, &limits.cors_origins));
+    let origin = head.headers.get(hyper::header::ORIGIN).cloned();
+    let mut outcome = match (shape::check(&head, &limits), preflight) {
+        (Err(problem), _) => Answer::refused(problem.closing(close), &id),
+        (Ok(()), Some(response)) => Answer { response, route: "-", actor: None },
+        (Ok(()), None) => {
             let body = RequestBody::new(incoming, &limits);
-            let deadline = limits.request_deadline + body.deadline();
+            let patience = body.patience();
             let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
-            match tokio::time::timeout(deadline, reply).await {
-                Ok(answer) => answer,
-                Err(_) => Answer::refused(Problem::deadline(deadline), &id),
+            match patience.wait(reply).await {
+                Some(answer) => answer,
+                None => Answer::refused(Problem::deadline(patience.time()), &id),
             }
         }
     };
+    coding::apply(&mut outcome.response, coding);
+    cors::dress(&mut outcome.response, origin.as_ref(), &limits.cors_origins);
+    span.rename(outcome.route);
     shared.metrics.request(method, outcome.route, outcome.response.status(), begun.elapsed());
     let (budget, elapsed, metrics) = (&shared.access, shared.started.elapsed(), &shared.metrics);
     let records = access::Records { budget, elapsed, per_second_max: limits.access_records_max, metrics };

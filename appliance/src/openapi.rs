@@ -79,6 +79,7 @@ fn parameters(route: &Route) -> Vec<Value> {
             "id" => json!({ "type": "string", "pattern": "^[0-9a-f]{16}$" }),
             "user" => schemas::user(),
             "hash" => schemas::hash(),
+            "cid" => schemas::cid(),
             _ => json!({ "type": "string" }),
         };
         json!({ "name": name, "in": "path", "required": true, "schema": schema })
@@ -96,7 +97,17 @@ fn parameters(route: &Route) -> Vec<Value> {
             header("If-None-Match", "`*`: only if the key has no value. Empty excludes nothing.", "^\\*?$")
         });
     }
-    if route.right == Right::WriteKeys {
+    if route.pattern == "/v1/blobs" {
+        let digest = "SHA-256 of the body (RFC 9530): `sha-256=:BASE64:`.";
+        all.push(header("Content-Digest", digest, "^sha-256=:[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=:$"));
+    }
+    if route.pattern == "/v1/blobs/{cid}" {
+        let any_text = || json!({ "type": "string" });
+        all.push(any("Range", "One range of bytes; several are answered with the whole blob.", any_text()));
+        all.push(any("If-Range", "The CID in quotes.", any_text()));
+        all.push(any("If-None-Match", "The CID in quotes.", any_text()));
+    }
+    if route.right == Right::WriteKeys && route.pattern != "/v1/blobs" {
         all.push(header("Idempotency-Key", "1 to 128 visible ASCII characters; makes a retry safe.", "^[!-~]{1,128}$"));
     }
     if matches!((&route.method, route.pattern), (&Method::PUT, "/v1/users/{user}" | "/v1/api-keys/{id}")) {

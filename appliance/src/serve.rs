@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::{Node, rt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -19,22 +20,23 @@ use crate::api::App;
 use crate::config::Config;
 use crate::durable::{Mode, write_new};
 use crate::http::Server;
+use crate::journal;
 use crate::metrics::Metrics;
 use crate::tls::{self, Certificates};
 
 mod directory;
 mod heartbeat;
 mod init;
-mod journal;
 mod local;
 mod machine_clock;
 mod node_thread;
 mod notify;
 mod reload;
 
-pub(crate) use directory::ADMIN_TOKEN_FILE;
+pub(crate) use directory::{ADMIN_TOKEN_FILE, LOCK_FILE, VKEY_FILE};
 pub(crate) use init::{dev, init};
 pub(crate) use local::SOCKET_FILE;
+pub(crate) use machine_clock::{is_synchronised, somebody_knows};
 pub(crate) use reload::Source;
 
 use directory::DataDirectory;
@@ -42,11 +44,11 @@ use node_thread::NodeThread;
 use reload::Settings;
 
 /// File of the data directory that says where the node listens.
-const URL_FILE: &str = "url";
+pub(crate) const URL_FILE: &str = "url";
 /// Threads for what would hold up the listener: reads that may wait for the disk, hashes of passwords.
 const BLOCKING_THREADS: usize = 6;
 /// Descriptors beyond those of connections: storage, peers, journal.
-const DESCRIPTORS_RESERVED: u64 = 512;
+pub(crate) const DESCRIPTORS_RESERVED: u64 = 512;
 
 /// Runs the daemon until SIGTERM or SIGINT; returns once everything in flight is answered and durable. SIGHUP reloads.
 pub(crate) fn serve(source: Source) -> Result<()> {
@@ -161,7 +163,15 @@ fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
         reserve_bytes: config.reserve_bytes,
         queue_max: config.queue_max,
         cache_bytes: config.cache_bytes,
+        blob_bytes_max: config.blob_bytes_max,
+        unnamed_blob_age: config.unnamed_blob_age,
     }
+}
+
+/// What this machine's certificate is for.
+pub(crate) fn subject(config: &Config, data: &Path) -> Result<tls::Subject> {
+    let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+    Ok(tls::Subject::of(&Node::name_of(&disk, data)?, config.listen.ip(), &config.tls_names))
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener> {

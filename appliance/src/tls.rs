@@ -3,7 +3,7 @@
 //! `ca.pem` in the data directory is for clients (0644); `tls/` holds the keys (0600). The CA is constrained to this
 //! machine's names, to local domains and to private addresses: whoever steals its key can imitate nobody else.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -37,8 +37,29 @@ pub(crate) fn make(data: &Path, subject: &Subject) -> Result<()> {
     Files::of(data).make(subject, Times::wall())
 }
 
+/// The certificates of a data directory, without any key: what clients see of the node, and the CA.
+pub(crate) fn certificates(data: &Path) -> [(&'static str, PathBuf); 2] {
+    [("node", data.join(DIRECTORY).join(NODE_CERTIFICATE_FILE)), ("ca", data.join(CA_FILE))]
+}
+
+/// When the certificates in use end, seconds since 1970: `node`, as it is served, and `ca`. One that does not say so is left
+/// out.
+pub(crate) fn expiries(data: &Path) -> impl Iterator<Item = (&'static str, u64)> {
+    certificates(data).into_iter().filter_map(|(certificate, path)| {
+        let der = CertificateDer::from_pem_file(&path).ok()?;
+        Some((certificate, validity::of(&der)?.not_after_s))
+    })
+}
+
+/// The names and addresses of `subject` for which clients would refuse the node's certificate now, with the reasons.
+///
+/// # Errors
+/// When a certificate cannot be read.
+pub(crate) fn refused_names(data: &Path, subject: &Subject) -> Result<Vec<(String, String)>> {
+    Files::of(data).refused(subject, Times::wall())
+}
+
 /// TLS with what is in a data directory.
-#[cfg(test)]
 pub(crate) fn load(data: &Path) -> Result<Arc<rustls::ServerConfig>> {
     let own = Own::read(&Files::of(data))?;
     let clients = Arc::new(ClientKeys::new(own.hash));

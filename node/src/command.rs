@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::blobs::Cid;
 use crate::entry;
 use crate::error::Error;
 
@@ -131,6 +132,20 @@ impl Operation {
             Self::Put { key, .. } | Self::Delete { key } | Self::Erase { key, .. } => key,
         }
     }
+
+    /// The blob that the operation puts, if it puts one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the value is no CID.
+    pub fn blob(&self) -> Result<Option<Cid>, Error> {
+        match self {
+            Self::Put { value, blob: true, .. } => {
+                let text = String::from_utf8_lossy(value);
+                text.parse().map(Some).map_err(Error::Invalid)
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 /// What makes a retry safe: the client's `Idempotency-Key` and a fingerprint of its request.
@@ -249,9 +264,21 @@ pub(crate) struct WriteCommand {
 /// An [`Operation`] with its salt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum OperationCommand {
-    Put { key: Key, value: Bytes, media_type: String, blob: bool, salt: [u8; 32] },
-    Delete { key: Key },
-    Erase { key: Key, revision: u64 },
+    /// `blob`: the value is the CID of a blob of so many bytes.
+    Put {
+        key: Key,
+        value: Bytes,
+        media_type: String,
+        blob: Option<u64>,
+        salt: [u8; 32],
+    },
+    Delete {
+        key: Key,
+    },
+    Erase {
+        key: Key,
+        revision: u64,
+    },
 }
 
 impl OperationCommand {
@@ -305,25 +332,33 @@ impl Command {
 }
 
 impl WriteCommand {
-    /// Checks a write against the limits and gives each put its salt.
+    /// Checks a write against the limits and gives each put its salt, and a put of a blob the size that `blob_size` says.
     ///
     /// # Errors
-    /// [`Error::Invalid`] or [`Error::TooLarge`].
-    pub(crate) fn prepare(write: Write, mut fill: impl FnMut(&mut [u8])) -> Result<Self, Error> {
+    /// [`Error::Invalid`] or [`Error::TooLarge`]; [`Error::NoBlob`].
+    pub(crate) fn prepare(
+        write: Write,
+        blob_size: impl Fn(&Cid) -> Option<u64>,
+        mut fill: impl FnMut(&mut [u8]),
+    ) -> Result<Self, Error> {
         write.check()?;
         let operations = write
             .operations
             .into_iter()
-            .map(|operation| match operation {
-                Operation::Put { key, value, media_type, blob } => {
-                    let mut salt = [0; 32];
-                    fill(&mut salt);
-                    OperationCommand::Put { key, value, media_type, blob, salt }
-                }
-                Operation::Delete { key } => OperationCommand::Delete { key },
-                Operation::Erase { key, revision } => OperationCommand::Erase { key, revision },
+            .map(|operation| {
+                let blob = operation.blob()?.map(|cid| blob_size(&cid).ok_or_else(|| Error::NoBlob(cid.to_string())));
+                let blob = blob.transpose()?;
+                Ok(match operation {
+                    Operation::Put { key, value, media_type, .. } => {
+                        let mut salt = [0; 32];
+                        fill(&mut salt);
+                        OperationCommand::Put { key, value, media_type, blob, salt }
+                    }
+                    Operation::Delete { key } => OperationCommand::Delete { key },
+                    Operation::Erase { key, revision } => OperationCommand::Erase { key, revision },
+                })
             })
-            .collect();
+            .collect::<Result<_, Error>>()?;
         Ok(Self {
             author: write.author,
             requirements: write.requirements,

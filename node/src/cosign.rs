@@ -26,6 +26,7 @@ use crate::proof::{self, Erasure, Inclusion, MapLeaf, MapProof, Opening, Source}
 use crate::rt;
 use crate::state_root::{KeyHash, ProofLeaf, ViewId};
 use crate::store::{entries, values};
+use crate::trace;
 use crate::view;
 
 /// Least time between two rounds; a receipt that waits is delayed by no more.
@@ -132,6 +133,7 @@ impl Notary {
     }
 
     fn round_blocking(&self) -> Result<(), Error> {
+        let _span = trace::span("checkpoint");
         let (checkpoint, view) = {
             let chain = self.ledger.chain();
             let (size, height) = (chain.head.size, chain.head.height);

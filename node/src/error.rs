@@ -27,7 +27,7 @@ pub enum Error {
     /// The request is beyond a limit.
     #[error("{what} is {size} bytes, the limit is {limit}")]
     TooLarge {
-        /// `value`, `transaction` or `entry`.
+        /// `value`, `transaction`, `entry` or `blob`.
         what: &'static str,
         /// Size found, in bytes.
         size: u64,
@@ -40,6 +40,15 @@ pub enum Error {
     /// What was asked for does not exist (a block beyond the head, an entry beyond the log).
     #[error("{0} does not exist")]
     NotFound(String),
+    /// A write names a blob that is not here: nothing was written.
+    #[error("the blob {0} is not here")]
+    NoBlob(String),
+    /// A blob that values name is damaged or missing; uploading it again mends that.
+    #[error("the blob {0} is damaged or missing here, so it is not given out")]
+    DamagedBlob(String),
+    /// What was uploaded has not the digest that was said; it is the blob that is named here. Nothing was kept.
+    #[error("the bytes that came are those of the blob {0}, not what the digest says")]
+    DigestMismatch(String),
     /// The write was handed in, but whether it was committed is not known. Repeating it with the same
     /// `Idempotency-Key` is safe.
     #[error("whether the write was committed is not known")]

@@ -7,20 +7,21 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
 use crate::archive::Archive;
+use crate::blobs::{Blobs, Cid};
 use crate::command::{Command, Key, OperationCommand};
 use crate::entry::{self, Change, Entry};
 use crate::error::Error;
-use crate::machine::{damaged_entry, tile_key};
+use crate::machine::{cid_of, damaged_entry, tile_key};
 use crate::merkle;
 use crate::rt;
-use crate::salts::Salts;
+use crate::salts::{self, Salts};
 use crate::snapshot::Staging;
 use crate::state_root::{KeyHash, Slot, StateMap};
 use crate::store::names::{self, Names};
@@ -190,6 +191,7 @@ pub(crate) struct Ledger {
     pub rows: Rows,
     pub archive: Archive,
     pub salts: Salts,
+    pub blobs: Arc<Blobs>,
     pub map: StateMap,
     pub stages: Stages,
     /// Set by apply when a value was erased: the raft log still has it.
@@ -217,6 +219,9 @@ struct MapSync {
 const MAP_SYNC_ENTRIES: u64 = 150_000;
 /// … or after this long.
 const MAP_SYNC_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Rows read at once when the names of blobs are counted.
+const BLOB_SLOTS_AT_ONCE: usize = 256;
 
 /// So many names of keys may wait in memory.
 const WAITING_NAMES_MAX: usize = 16_384;
@@ -355,6 +360,36 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+
+    /// The CID in a slot; `None` when it is erased.
+    pub(crate) fn blob_in(&self, revision: u64, slot: u64) -> Result<Option<Cid>, Error> {
+        match (values::one(&self.rows, slot)?, self.salts.read(slot)?) {
+            (values::Stored::Ciphertext(bytes), Some(salt)) => Ok(cid_of(&salts::open(&salt, revision, bytes)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Counts from the rows which blobs values name, and how often.
+    pub(crate) fn count_blobs(&self) -> Result<(), Error> {
+        self.blobs.forget_names();
+        let mut from = [0; 8];
+        loop {
+            let page = self.rows.from(Tree::BlobSlots, &from, BLOB_SLOTS_AT_ONCE)?;
+            for (key, value) in &page {
+                let (Some(slot), Some(revision)) = (key.as_array(), value.as_array()) else {
+                    return Err(Error::DamagedStore("a row of the slots of blobs is damaged".into()));
+                };
+                let slot = u64::from_be_bytes(*slot);
+                if let Some(cid) = self.blob_in(u64::from_be_bytes(*revision), slot)? {
+                    self.blobs.name(&cid);
+                }
+                from = (slot + 1).to_be_bytes();
+            }
+            if page.len() < BLOB_SLOTS_AT_ONCE {
+                return Ok(());
+            }
+        }
     }
 
     /// Hashes of a tile as far as `width`, from the rows or the right edge.

@@ -3,6 +3,7 @@
 //! Nothing in this crate knows HTTP, TLS, a configuration file or the wall clock of the machine except through
 //! [`rt`] and [`disk`]; that is what lets a simulation run this very code. [`Node`] is the only door.
 
+pub mod blobs;
 pub mod checkpoint;
 pub mod command;
 pub mod disk;
@@ -16,6 +17,7 @@ pub mod proof;
 pub mod rt;
 pub mod state_root;
 pub mod tiles;
+pub mod trace;
 pub mod view;
 
 mod archive;
@@ -34,6 +36,7 @@ mod snapshot;
 mod store;
 mod wal;
 
+pub use blobs::{Blob, BlobUpload, Cid};
 pub use command::{Key, Operation, Outcome, Refusal, Requirement, Write};
 pub use error::Error;
 pub use node::Node;

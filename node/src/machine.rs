@@ -5,6 +5,7 @@
 //! raft log), then the answer. What was not durable comes again from the raft log; so do salts that a power cut took from
 //! under rows that it left ([`Ledger::restore_salts`]). An erase destroys its salts before the batch that says so.
 
+use crate::blobs::Cid;
 use crate::command::{Command, Committed, Key, OperationCommand, Outcome, Refusal, WriteCommand};
 use crate::entry::{self, Change, Cosigners, Entry, Membership, Transaction};
 use crate::error::Error;
@@ -13,6 +14,7 @@ use crate::salts;
 use crate::state_root::{KeyHash, Slot, SlotState};
 use crate::store::outcomes::{self, Kept};
 use crate::store::values;
+use crate::trace;
 
 mod block;
 mod restore;
@@ -40,6 +42,7 @@ pub(crate) struct Position {
 impl Ledger {
     /// Applies one raft entry. An error is final for this node: its state is not known to equal its peers' any more.
     pub(crate) fn apply(&self, input: Input<'_>, position: Position) -> Result<Vec<Outcome>, Error> {
+        let _span = trace::span("apply");
         let mut chain = self.write_chain();
         let proposed_ms = match &input {
             Input::Command(Command::Writes { time_ms, .. } | Command::Cosigners { time_ms, .. }) => *time_ms,
@@ -198,6 +201,10 @@ impl Draft<'_> {
                 let commitment = entry::commitment(salt, value);
                 self.values.push(values::Stored::Ciphertext(salts::seal(salt, index, value)?));
                 self.salts.extend_from_slice(salt);
+                if blob.is_some() {
+                    self.blob_slot(self.first_slot + self.values.len() as u64 - 1, index);
+                    self.blobs_named.extend(cid_of(value));
+                }
                 if current.is_none() {
                     self.chain.names.insert(key.as_str());
                 }
@@ -206,9 +213,9 @@ impl Draft<'_> {
                     key: key.as_str().into(),
                     previous,
                     commitment,
-                    size: value.len() as u64,
+                    size: blob.unwrap_or(value.len() as u64),
                     media_type: media_type.as_str().into(),
-                    blob: *blob,
+                    blob: blob.is_some(),
                 }
             }
             OperationCommand::Delete { key } => {
@@ -229,6 +236,8 @@ pub(crate) struct FoundPut {
     /// How many puts of the entry come before it: its value lies so many slots after the entry's first.
     pub position: u64,
     pub commitment: [u8; 32],
+    /// Whether its value is the CID of a blob.
+    pub blob: bool,
 }
 
 /// Finds the put of a key; `None` when the entry puts no such key.
@@ -236,9 +245,9 @@ pub(crate) fn find_put(line: &[u8], key: &str) -> Result<Option<FoundPut>, entry
     let entry = Entry::parse(line)?;
     let mut position = 0;
     for change in entry.changes() {
-        if let Change::Put { key: name, commitment, .. } = change {
+        if let Change::Put { key: name, commitment, blob, .. } = change {
             if name == key {
-                return Ok(Some(FoundPut { position, commitment: *commitment }));
+                return Ok(Some(FoundPut { position, commitment: *commitment, blob: *blob }));
             }
             position += 1;
         }
@@ -252,6 +261,11 @@ pub(crate) fn previous_of(line: &[u8], key: &str) -> Result<Option<u64>, entry::
         Change::Put { previous, .. } | Change::Erase { previous, .. } => previous,
         Change::Delete { previous, .. } => Some(previous),
     }))
+}
+
+/// The CID in a value that is one.
+pub(crate) fn cid_of(value: &[u8]) -> Option<Cid> {
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 fn position(offset: u64) -> usize {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -18,10 +19,10 @@ use crate::raft::{Consensus, Job, Ping, ReadJob};
 use crate::rt;
 use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
-use crate::view::{
-    ApplyStages, BlockRow, Consistency, Found, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status,
-};
+use crate::trace;
+use crate::view::{ApplyStages, BlockRow, Consistency, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status};
 
+mod blobs;
 mod tasks;
 mod vital;
 
@@ -42,13 +43,24 @@ pub struct Config {
     pub queue_max: usize,
     /// Bytes of the store's page cache; its memory is about twice that.
     pub cache_bytes: u64,
+    /// Longest blob, in bytes.
+    pub blob_bytes_max: u64,
+    /// How long a blob that no value names is kept.
+    pub unnamed_blob_age: Duration,
 }
 
 impl Config {
     /// Defaults for a data directory.
     #[must_use]
     pub fn new(data: impl Into<PathBuf>) -> Self {
-        Self { data: data.into(), reserve_bytes: 128 << 20, queue_max: 4096, cache_bytes: 8 << 20 }
+        Self {
+            data: data.into(),
+            reserve_bytes: 128 << 20,
+            queue_max: 4096,
+            cache_bytes: 8 << 20,
+            blob_bytes_max: 4 << 30,
+            unnamed_blob_age: Duration::from_secs(24 * 3600),
+        }
     }
 }
 
@@ -187,7 +199,10 @@ impl Node {
 
     /// Queues a write for the batcher and waits for its outcome.
     async fn submit(&self, write: Write, accepts_clock: bool) -> Result<Outcome, Error> {
-        let write = WriteCommand::prepare(write, rt::fill_random)?;
+        let named = write.operations.iter().filter_map(|operation| operation.blob().transpose());
+        // Held until the outcome is known: what a write names must not be collected under it.
+        let pins = self.inner.ledger.blobs.pin(named.collect::<Result<Vec<_>, _>>()?.into_iter())?;
+        let write = WriteCommand::prepare(write, |cid| pins.size(cid), rt::fill_random)?;
         self.room()?;
         let (reply, answer) = oneshot::channel();
         self.inner.writes.try_send(Job { write, reply, accepts_clock }).map_err(|e| match e {
@@ -375,6 +390,7 @@ impl Node {
         let map = inner.ledger.map.sizes().unwrap_or_default();
         let store_bytes = inner.ledger.rows.disk_bytes();
         let archive = inner.ledger.archive.status();
+        let blobs = inner.ledger.blobs.status();
         Status {
             node: inner.identity.node,
             name: inner.identity.name.clone(),
@@ -395,11 +411,13 @@ impl Node {
             store_bytes,
             data_bytes: store_bytes
                 + archive.bytes
+                + blobs.bytes
                 + map.file_bytes
                 + chain.head.slots * 32
                 + consensus.log.segment_bytes,
             stores_set_aside: inner.ledger.set_aside.clone(),
             archive,
+            blobs,
             clock,
             raft_log: consensus.log,
             apply: ApplyStages {
@@ -446,7 +464,9 @@ impl Inner {
             rt::spawn(until(stopping.clone(), Arc::clone(&self.notary).run())),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
-            rt::spawn(until(stopping, tasks::scrub(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), tasks::scrub(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), blobs::scrub(Arc::clone(self)))),
+            rt::spawn(until(stopping, blobs::collect(Arc::clone(self)))),
         ];
         *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
     }
@@ -462,7 +482,11 @@ impl Inner {
     /// closes the raft log's segment too.
     async fn make_durable(&self, all: bool, seal: bool) -> Result<(), Error> {
         let ledger = Arc::clone(&self.ledger);
-        let synced = rt::blocking(move || ledger.sync(all)).await;
+        let synced = rt::blocking(move || {
+            let _span = trace::span("store: make durable");
+            ledger.sync(all)
+        })
+        .await;
         let head = synced.map_err(|e| Error::Corrupt(format!("making the store durable: {e}")))??;
         self.consensus.release(&head, seal).await
     }
@@ -480,19 +504,6 @@ impl Inner {
         self.ledger.suspicion.note_if_damaged(&error);
         tracing::error!(%error, "the node has failed and must be started again");
         self.failed.send_replace(Some(error));
-    }
-}
-
-/// Whether a reading found a value; for callers that only ask.
-impl Found {
-    /// The revision of what was found.
-    #[must_use]
-    pub fn revision(&self) -> Option<u64> {
-        match self {
-            Self::Value(value) => Some(value.revision),
-            Self::Erased { revision, .. } => Some(*revision),
-            Self::Absent => None,
-        }
     }
 }
 

@@ -162,8 +162,9 @@ impl Ledger {
         let line = entries::one(&self.rows, revision)?.line;
         let entry = Entry::parse(&line).map_err(|e| damaged_entry(revision, &e))?;
         Ok(entry.changes().iter().find_map(|change| match change {
-            EntryChange::Put { key: put, size, media_type, .. } if put == name => {
-                Some(KeyRow { key: key.clone(), revision, size: *size, media_type: media_type.to_string() })
+            EntryChange::Put { key: put, size, media_type, blob, .. } if put == name => {
+                let media_type = media_type.to_string();
+                Some(KeyRow { key: key.clone(), revision, blob: *blob, size: *size, media_type })
             }
             _ => None,
         }))

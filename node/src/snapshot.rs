@@ -319,6 +319,7 @@ impl Ledger {
             staging.remove(&staging.note())?;
         }
         staging.discard()?;
+        self.count_blobs()?;
         Ok(self.chain().head.clone())
     }
 

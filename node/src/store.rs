@@ -56,9 +56,11 @@ pub(crate) enum Tree {
     Outcomes,
     /// The same in order of age.
     OutcomeQueue,
+    /// Slots of values that are the CID of a blob → revision.
+    BlobSlots,
 }
 
-const TREES: [(Tree, &str); 9] = [
+const TREES: [(Tree, &str); 10] = [
     (Tree::Meta, "meta"),
     (Tree::Entries, "entries"),
     (Tree::Values, "values"),
@@ -68,6 +70,7 @@ const TREES: [(Tree, &str); 9] = [
     (Tree::History, "history"),
     (Tree::Outcomes, "outcomes"),
     (Tree::OutcomeQueue, "outcome-queue"),
+    (Tree::BlobSlots, "blob-slots"),
 ];
 
 /// Rows to write (or, without a value, to remove) together.

@@ -40,6 +40,19 @@ pub enum Found {
     },
 }
 
+/// Whether a reading found a value; for callers that only ask.
+impl Found {
+    /// The revision of what was found.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        match self {
+            Self::Value(value) => Some(value.revision),
+            Self::Erased { revision, .. } => Some(*revision),
+            Self::Absent => None,
+        }
+    }
+}
+
 /// A value with what its entry says of it.
 #[derive(Debug, Clone)]
 pub struct Value {
@@ -60,6 +73,8 @@ pub struct KeyRow {
     pub key: Key,
     /// Revision of its value.
     pub revision: u64,
+    /// Whether the value is the CID of a blob; the size is then the blob's.
+    pub blob: bool,
     /// Size of the value in bytes.
     pub size: u64,
     /// Media type of the value.
@@ -287,6 +302,8 @@ pub struct Status {
     pub stores_set_aside: Vec<String>,
     /// The archive.
     pub archive: ArchiveStatus,
+    /// The blobs.
+    pub blobs: BlobStatus,
     /// Checkpoints published since start; each was signed and cosigned.
     pub checkpoint_rounds: u64,
     /// The clock.
@@ -309,6 +326,25 @@ pub struct ArchiveStatus {
     /// Those that it made again from the store.
     pub repaired_segments: u64,
     /// When it last read all, milliseconds since 1970; 0: not yet.
+    pub scrub_passed_ms: u64,
+}
+
+/// The blobs; sums since start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BlobStatus {
+    /// Blobs that are here whole.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Those of them that no value names.
+    pub unnamed: u64,
+    /// Blobs that values name and that are damaged or not here.
+    pub missing: u64,
+    /// Bytes that the scrub read.
+    pub scrubbed_bytes: u64,
+    /// Blobs found damaged.
+    pub damaged: u64,
+    /// When the scrub last read all, milliseconds since 1970; 0: not yet.
     pub scrub_passed_ms: u64,
 }
 

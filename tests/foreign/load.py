@@ -65,6 +65,12 @@ class Ledger:
     def get(self, path):
         return urllib.request.urlopen(f"{self.url}/{path}", timeout=30).read()
 
+    def upload(self, content):
+        """Stores a blob; gives its CID."""
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/octet-stream"}
+        request = urllib.request.Request(f"{self.url}/v1/blobs", content, headers)
+        return json.loads(urllib.request.urlopen(request, timeout=60).read())["cid"]
+
     def settle(self):
         """Waits until the checkpoint has caught up with the last write: the log then stays as it is."""
         before, after = None, self.get("checkpoint")

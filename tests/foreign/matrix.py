@@ -37,6 +37,8 @@ FETCHES = {"aics-tlog"}
 ROWS_MIN = 20_000
 CHECKPOINTS_MIN = 8
 TOOL_SECONDS = 300
+#: None, one byte, a whole piece of the files of blobs, and several.
+BLOB_SIZES = [0, 1, 65536, 1_000_003]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -134,6 +136,22 @@ def refuse(table, base, name, log, seen_by):
         print(f"    {reason[:140]}")
 
 
+def name_blobs(table, ledger, work):
+    """The names that the daemon gives to blobs are those that multiformats computes."""
+    files = []
+    for size in BLOB_SIZES:
+        files.append(work / f"blob-{size}")
+        files[-1].write_bytes(bytes(n % 251 for n in range(size)))
+    started = time.monotonic()
+    given = [ledger.upload(file.read_bytes()) for file in files]
+    tool = [sys.executable, str(HERE / "with_multiformats.py"), *map(str, files)]
+    done = subprocess.run(tool, capture_output=True, text=True, timeout=TOOL_SECONDS)
+    good = given == done.stdout.split()
+    table.row("multiformats", "API", [f"{len(given)} CIDs" if good else "FAILED"], [good], time.monotonic() - started)
+    if not good:
+        print(f"    given {given}, computed {done.stdout.split()}, exit {done.returncode}: {done.stderr[-300:]}")
+
+
 def main():
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="samovar-foreign-") as work:
         work = pathlib.Path(work)
@@ -167,6 +185,7 @@ def check(ledger, work):
     base = serve(work / "served")
     accept(table, f"{base}/good", "exported files", log, expected)
     accept(table, ledger.url, "API", log, expected)
+    name_blobs(table, ledger, work)
     print()
     for name, seen_by in damage(work, size):
         refuse(table, base, name, log, seen_by)

@@ -326,6 +326,8 @@ async fn every_route_that_the_description_names_answers_as_described() {
     let key = "0".repeat(64);
     let certificate = json!({ "name": "c", "user": "bot", "key": key }).to_string();
     ledger.send(Method::POST, "/v1/certificates", &json, &certificate, 201).await;
+    let blob = ledger.send(Method::POST, "/v1/blobs", &[], "a blob", 201).await.json().unwrap();
+    let cid = blob["cid"].as_str().unwrap().to_owned();
     let document = ledger.get("/openapi.json", 200).await.json().unwrap();
     assert_eq!(document["openapi"], "3.1.0");
     let schemas = &document["components"]["schemas"];
@@ -336,7 +338,14 @@ async fn every_route_that_the_description_names_answers_as_described() {
             continue;
         }
         let n = n.to_string();
-        let path = [("{key}", "k"), ("{n}", &n), ("{height}", "1"), ("{tile}", "0/000.p/1"), ("{user}", "bot")];
+        let path = [
+            ("{cid}", cid.as_str()),
+            ("{key}", "k"),
+            ("{n}", &n),
+            ("{height}", "1"),
+            ("{tile}", "0/000.p/1"),
+            ("{user}", "bot"),
+        ];
         let path = path.iter().fold(pattern.clone(), |path, (name, value)| path.replace(name, value));
         let answer = ledger.get(&path, 200).await;
         let content = &methods["get"]["responses"]["200"]["content"];

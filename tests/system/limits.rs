@@ -32,7 +32,7 @@ fn resident_bytes(id: u32) -> u64 {
 }
 
 /// Connections this process may open, at most `wanted`; says so loudly when the machine forbids them.
-fn descriptors_for(wanted: usize) -> usize {
+pub(crate) fn descriptors_for(wanted: usize) -> usize {
     let needed = wanted as u64 + DESCRIPTORS_RESERVED;
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX).min(needed);

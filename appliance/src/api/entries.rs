@@ -43,6 +43,8 @@ pub(super) struct LoggedPut {
     pub(super) key: String,
     pub(super) size: u64,
     pub(super) media: String,
+    #[serde(default)]
+    pub(super) blob: bool,
 }
 
 #[derive(Deserialize)]

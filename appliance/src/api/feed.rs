@@ -177,6 +177,8 @@ enum Change<'a> {
         size: u64,
         #[serde(rename = "type")]
         media_type: &'a str,
+        #[serde(skip_serializing_if = "super::render::is_false")]
+        blob: bool,
     },
     Delete {
         key: &'a str,
@@ -190,7 +192,9 @@ enum Change<'a> {
 impl<'a> Change<'a> {
     fn of(operation: &'a Logged) -> Self {
         match operation {
-            Logged::Put(LoggedPut { key, size, media, .. }) => Self::Put { key, size: *size, media_type: media },
+            Logged::Put(LoggedPut { key, size, media, blob }) => {
+                Self::Put { key, size: *size, media_type: media, blob: *blob }
+            }
             Logged::Delete(LoggedDelete { key }) => Self::Delete { key },
             Logged::Erase(LoggedErase { key, revision }) => Self::Erase { key, revision: *revision },
         }

@@ -2,8 +2,7 @@
 
 use hyper::StatusCode;
 use hyper::header::{
-    CONTENT_ENCODING, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue,
-    IF_MATCH, IF_NONE_MATCH,
+    CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MATCH, IF_NONE_MATCH,
 };
 use samovar_node::command::{KEY_BYTES_MAX, MEDIA_TYPE_BYTES_MAX, RESERVED_PREFIX, VALUE_BYTES_MAX};
 use samovar_node::view::{Change, Consistency, Found, Value, Version};
@@ -15,8 +14,8 @@ use super::{Call, Handled, idempotency, render};
 
 /// Media type of a value that came without one.
 const MEDIA_TYPE_DEFAULT: &str = "application/octet-stream";
-/// A value shown by a browser must not be able to act in the console's name.
-const SANDBOX: HeaderValue = HeaderValue::from_static("default-src 'none'; sandbox");
+/// Media type of the blob whose CID the answer is.
+static SAMOVAR_BLOB_TYPE: HeaderName = HeaderName::from_static("samovar-blob-type");
 
 #[derive(Serialize)]
 struct Written<'a> {
@@ -86,11 +85,17 @@ fn show(headers: &HeaderMap, value: Value, block: u64) -> Handled {
         None => {
             let media_type = HeaderValue::from_str(&value.media_type);
             let media_type = media_type.unwrap_or(HeaderValue::from_static(MEDIA_TYPE_DEFAULT));
-            render::content(StatusCode::OK, media_type, value.content)
+            if value.blob {
+                let text = HeaderValue::from_static("text/plain; charset=utf-8");
+                let mut response = render::content(StatusCode::OK, text, value.content);
+                response.headers_mut().insert(SAMOVAR_BLOB_TYPE.clone(), media_type);
+                response
+            } else {
+                render::content(StatusCode::OK, media_type, value.content)
+            }
         }
     };
     response.headers_mut().insert(ETAG, tag);
-    response.headers_mut().insert(CONTENT_SECURITY_POLICY, SANDBOX);
     Ok(render::as_of(response, block))
 }
 
@@ -108,6 +113,9 @@ struct KeyRow<'a> {
     size: u64,
     #[serde(rename = "type")]
     media_type: &'a str,
+    /// The value is the CID of a blob, and `size` that of the blob.
+    #[serde(skip_serializing_if = "render::is_false")]
+    blob: bool,
 }
 
 /// `GET /v1/keys`.
@@ -120,9 +128,10 @@ pub(crate) async fn list(call: Call) -> Handled {
         revision: row.revision,
         size: row.size,
         media_type: &row.media_type,
+        blob: row.blob,
     });
     let body = KeyPage { block: page.block, keys: rows.collect(), next: page.next.as_ref().map(Key::as_str) };
-    Ok(render::as_of(render::json(StatusCode::OK, &body)?, page.block))
+    Ok(render::as_of(render::compressible(render::json(StatusCode::OK, &body)?), page.block))
 }
 
 /// The `prefix` parameter; all of what it selects must be the principal's.
@@ -159,6 +168,9 @@ struct HistoryRow<'a> {
     size: Option<u64>,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     media_type: Option<&'a str>,
+    /// The value is the CID of a blob, and `size` that of the blob.
+    #[serde(skip_serializing_if = "render::is_false")]
+    blob: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     erased_by: Option<u64>,
 }
@@ -171,16 +183,29 @@ pub(crate) async fn history(call: Call) -> Handled {
         return Err(Problem::missing("no-such-key", "the key was never written").with("key", key.as_str()));
     }
     let versions = page.versions.iter().map(history_row).collect();
-    render::json(StatusCode::OK, &HistoryPage { key: key.as_str(), versions, next: page.next })
+    let page = HistoryPage { key: key.as_str(), versions, next: page.next };
+    Ok(render::compressible(render::json(StatusCode::OK, &page)?))
 }
 
 fn history_row(version: &Version) -> HistoryRow<'_> {
-    let (change, size, media_type, erased_by) = match &version.change {
-        Change::Put { size, media_type, erased_by, .. } => ("put", Some(*size), Some(media_type.as_str()), *erased_by),
-        Change::Delete => ("delete", None, None, None),
+    let (change, size, media_type, blob, erased_by) = match &version.change {
+        Change::Put { size, media_type, blob, erased_by } => {
+            ("put", Some(*size), Some(media_type.as_str()), *blob, *erased_by)
+        }
+        Change::Delete => ("delete", None, None, false, None),
     };
     let Version { revision, time_ms, author, block, .. } = version;
-    HistoryRow { revision: *revision, block: *block, time_ms: *time_ms, author, change, size, media_type, erased_by }
+    HistoryRow {
+        revision: *revision,
+        block: *block,
+        time_ms: *time_ms,
+        author,
+        change,
+        size,
+        media_type,
+        blob,
+        erased_by,
+    }
 }
 
 /// `GET /v1/proofs/{key}`.

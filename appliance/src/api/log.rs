@@ -36,7 +36,7 @@ pub(crate) async fn blocks(call: Call) -> Handled {
     let rows = call.app.node.blocks(call.query.number("after").unwrap_or(0), limit).await?;
     let next = if rows.len() == limit { rows.last().map(|b| b.height) } else { None };
     let blocks = rows.iter().map(shown).collect::<Result<_, _>>()?;
-    render::json(StatusCode::OK, &BlockPage { blocks, next })
+    Ok(render::compressible(render::json(StatusCode::OK, &BlockPage { blocks, next })?))
 }
 
 /// `GET /v1/blocks/{height}`.

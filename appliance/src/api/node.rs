@@ -5,6 +5,7 @@ use hyper::header::HeaderValue;
 use samovar_node::view::ClockStatus;
 use serde::Serialize;
 
+use super::log_level::LogLevel;
 use super::problem::Problem;
 use super::{Call, Handled, render};
 use crate::tls::Standing;
@@ -32,6 +33,7 @@ struct Status<'a> {
     now_ms: u64,
     clock: Clock,
     tls: Tls,
+    log_level: LogLevel,
     errors: Vec<String>,
 }
 
@@ -65,6 +67,12 @@ pub(crate) async fn status(call: Call) -> Handled {
         errors
             .push(format!("a damaged store was set aside as {name} and rebuilt: look after the disk, then remove it"));
     }
+    if status.blobs.missing > 0 {
+        errors.push(format!(
+            "{} blobs that keys name are damaged or missing: the journal names them; upload them again",
+            status.blobs.missing
+        ));
+    }
     let head = status.head;
     let Standing { node_not_after_s, ca_not_after_s, rolling_over } = call.app.certificates.standing();
     let ClockStatus { wall_ms, sure_ms, synchronised, doubted, held } = status.clock;
@@ -97,6 +105,7 @@ pub(crate) async fn status(call: Call) -> Handled {
             now_ms: wall_ms,
             clock: Clock { wall_ms, sure_ms, synchronised, doubted, held },
             tls: Tls { node_not_after_s, ca_not_after_s, rolling_over },
+            log_level: LogLevel::now(),
             errors,
         },
     )
@@ -127,11 +136,12 @@ pub(crate) async fn ready(call: Call) -> Handled {
 /// `GET /metrics`.
 pub(crate) async fn metrics(call: Call) -> Handled {
     let text = call.app.metrics.exposition(&call.app.node.status()).map_err(|e| Problem::internal(&e))?;
-    Ok(render::content(StatusCode::OK, HeaderValue::from_static(metrics::CONTENT_TYPE), text))
+    let media_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
+    Ok(render::compressible(render::content(StatusCode::OK, media_type, text)))
 }
 
 /// `GET /openapi.json`.
 pub(crate) async fn openapi(_: Call) -> Handled {
     let json = HeaderValue::from_static("application/json");
-    Ok(render::content(StatusCode::OK, json, openapi::document().as_bytes()))
+    Ok(render::compressible(render::content(StatusCode::OK, json, openapi::document().as_bytes())))
 }

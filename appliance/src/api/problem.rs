@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use hyper::{Response, StatusCode};
 use samovar_node::{Error, Refusal};
@@ -103,6 +104,17 @@ impl Problem {
     /// 400: a key.
     pub(crate) fn key(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid-key", detail)
+    }
+
+    /// 400: a CID.
+    pub(crate) fn cid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid-cid", detail)
+    }
+
+    /// 416: a blob of `size` bytes has nothing of the range.
+    pub(crate) fn range(detail: String, size: u64) -> Self {
+        let length = HeaderValue::try_from(format!("bytes */{size}")).unwrap_or(HeaderValue::from_static("bytes */*"));
+        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "no-such-range", detail).header(CONTENT_RANGE, length)
     }
 
     /// 401.
@@ -244,6 +256,19 @@ impl From<Error> for Problem {
             }
             Error::Invalid(_) => Self::unprocessable(text),
             Error::NotFound(_) => Self::missing("not-found", text),
+            Error::NoBlob(cid) => {
+                let detail = format!("{text}; upload it with POST /v1/blobs, then send this again");
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "no-such-blob", detail).with("cid", cid)
+            }
+            Error::DamagedBlob(cid) => {
+                let detail = format!("{text}; uploading it again with POST /v1/blobs mends that");
+                let problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "blob-damaged", detail).with("cid", cid);
+                Self { cause: Some(text), ..problem }
+            }
+            Error::DigestMismatch(cid) => {
+                let detail = format!("{text}; nothing was kept, send it again");
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "digest-mismatch", detail).with("cid", cid)
+            }
             Error::Unknown => {
                 let detail = format!("{text}; repeat it with the same Idempotency-Key");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "outcome-unknown", detail).retry_after(1)

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Handled;
 use super::problem::Problem;
-use crate::http::Payload;
+use crate::http::{Compressible, Payload};
 
 /// Answers of a principal's data are nobody else's.
 pub(crate) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -39,6 +39,12 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Handled {
     Ok(content(status, JSON, bytes))
 }
 
+/// Lets an answer be compressed. Only for what holds no value and no secret (`http/coding.rs` says why).
+pub(crate) fn compressible(mut response: Response<Payload>) -> Response<Payload> {
+    response.extensions_mut().insert(Compressible);
+    response
+}
+
 /// A plain text answer.
 pub(crate) fn text(body: impl Into<Bytes>) -> Response<Payload> {
     content(StatusCode::OK, HeaderValue::from_static("text/plain; charset=utf-8"), body)
@@ -61,4 +67,10 @@ pub(crate) fn as_of(mut response: Response<Payload>, block: u64) -> Response<Pay
 /// An entity tag: the revision in quotes.
 pub(crate) fn etag(revision: u64) -> Result<HeaderValue, Problem> {
     HeaderValue::try_from(format!("\"{revision}\"")).map_err(|e| Problem::internal(&e))
+}
+
+/// For members that are left out unless they say something.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+pub(crate) fn is_false(flag: &bool) -> bool {
+    !flag
 }

@@ -5,19 +5,22 @@
 
 use hyper::Method;
 
-use super::{Route, api_keys, certificates, clock, entries, feed, keys, log, login, node, tls, transactions, users};
+use super::{
+    Route, api_keys, blobs, certificates, clock, entries, feed, keys, log, login, node, tls, transactions, users,
+};
 use crate::auth::Right;
 use crate::quota::Class;
-
-mod parameters;
-
-use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, LIMIT, OLD, PREFIX, ROLL_OVER, WAIT};
 
 macro_rules! handler {
     ($function:path) => {
         |call| Box::pin($function(call))
     };
 }
+
+mod diagnostics;
+mod parameters;
+
+use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, KEY, LIMIT, OLD, PREFIX, ROLL_OVER, WAIT};
 
 /// Every route.
 pub(crate) static ROUTES: &[Route] = &[
@@ -68,6 +71,30 @@ pub(crate) static ROUTES: &[Route] = &[
         answers: &[(201, Some("Committed"))],
         problems: &[404, 408, 409, 410, 412, 413, 415, 422, 507],
         handler: handler!(transactions::post),
+    },
+    Route {
+        method: Method::POST,
+        pattern: "/v1/blobs",
+        right: Right::WriteKeys,
+        class: Class::Upload,
+        summary: "Stores the body as a blob, named by its content. A key that names it keeps it.",
+        query: &[],
+        body: Some("bytes"),
+        answers: &[(201, Some("Uploaded"))],
+        problems: &[408, 413, 415, 422, 507],
+        handler: handler!(blobs::post),
+    },
+    Route {
+        method: Method::GET,
+        pattern: "/v1/blobs/{cid}",
+        right: Right::ReadKeys,
+        class: Class::Api,
+        summary: "A blob, or a range of its bytes.",
+        query: &[KEY],
+        body: None,
+        answers: &[(200, Some("application/octet-stream")), (206, Some("application/octet-stream")), (304, None)],
+        problems: &[404, 412, 416],
+        handler: handler!(blobs::get),
     },
     Route {
         method: Method::GET,
@@ -525,4 +552,10 @@ pub(crate) static ROUTES: &[Route] = &[
         problems: &[],
         handler: handler!(node::openapi),
     },
+    diagnostics::LOG_LEVEL,
+    diagnostics::CHANGE_LOG_LEVEL,
+    diagnostics::RESTORE_LOG_LEVEL,
+    diagnostics::CPU_PROFILE,
+    diagnostics::HEAP_PROFILE,
+    diagnostics::TIMELINE,
 ];

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::CONTENT_TYPE;
 use samovar_node::command::{OPERATIONS_MAX, VALUE_BYTES_MAX};
-use samovar_node::{Key, Operation, Requirement, Write};
+use samovar_node::{Cid, Key, Operation, Requirement, Write};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
@@ -63,6 +63,9 @@ struct Put<'a> {
     value: Option<&'a RawValue>,
     #[serde(default)]
     bytes: Option<String>,
+    /// CID of a blob that is here.
+    #[serde(default)]
+    blob: Option<String>,
     #[serde(default, rename = "type")]
     media_type: Option<String>,
 }
@@ -185,16 +188,21 @@ fn operation(wanted: Wanted<'_>) -> Result<Operation, Problem> {
 
 fn put_operation(put: Put<'_>) -> Result<Operation, Problem> {
     let key = client_key(&put.key)?;
-    let (value, default) = match (put.value, &put.bytes) {
-        (Some(json), None) => (Bytes::copy_from_slice(json.get().as_bytes()), JSON),
-        (None, Some(text)) => {
+    let blob = put.blob.is_some();
+    let (value, default) = match (put.value, &put.bytes, put.blob) {
+        (Some(json), None, None) => (Bytes::copy_from_slice(json.get().as_bytes()), JSON),
+        (None, None, Some(text)) => {
+            let cid: Cid = text.parse().map_err(|e: String| Problem::unprocessable(e).with("key", key.as_str()))?;
+            (Bytes::from(cid.to_string()), OCTETS)
+        }
+        (None, Some(text), None) => {
             let bytes = STANDARD.decode(text).map_err(|e| {
                 Problem::unprocessable(format!("`bytes` is not canonical base64: {e}")).with("key", key.as_str())
             })?;
             (Bytes::from(bytes), OCTETS)
         }
         _ => {
-            let detail = "a put has exactly one of `value` and `bytes`";
+            let detail = "a put has exactly one of `value`, `bytes` and `blob`";
             return Err(Problem::unprocessable(detail).with("key", key.as_str()));
         }
     };
@@ -202,7 +210,7 @@ fn put_operation(put: Put<'_>) -> Result<Operation, Problem> {
         Some(text) => keys::checked_media_type(&text)?,
         None => default.to_owned(),
     };
-    Ok(Operation::Put { key, value, media_type, blob: false })
+    Ok(Operation::Put { key, value, media_type, blob })
 }
 
 fn client_key(text: &str) -> Result<Key, Problem> {

@@ -92,6 +92,8 @@ rights! {
     ManageAccess: Whole, "manage users, API keys and certificates", [];
     /// Say that a doubted clock is right.
     AcceptClock:  Whole, "accept a clock that is not believed", [];
+    /// Look into the running process: profiles, traces, level of the journal.
+    Diagnose:     Whole, "take profiles, change the level of the journal", [];
     /// Secrets of the ledger: replace them by new ones.
     Rotate:       Whole, "rotate secrets",                       [Operator];
 }

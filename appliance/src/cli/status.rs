@@ -104,6 +104,9 @@ fn figures(status: &Value) -> String {
     if status.get("tls").and_then(|t| t.get("rolling_over")).and_then(Value::as_bool) == Some(true) {
         text.push_str("Two CAs count: give clients the new ca.pem, then run: samovar rotate ca --finish\n");
     }
+    if let Some(level) = status.get("log_level").filter(|level| level.get("until_ms").is_some_and(Value::is_u64)) {
+        text.push_str(&format!("{}\n", super::log_level::render(level)));
+    }
     let (entries, covered) = (number(status, "size").unwrap_or(0), number(status, "checkpoint_size").unwrap_or(0));
     if covered < entries {
         text.push_str(&format!("The newest checkpoint covers {covered} entries, {} wait for it.\n", entries - covered));
@@ -136,6 +139,11 @@ mod tests {
         status["tls"] = serde_json::json!({ "rolling_over": true });
         let text = render(&status, 40);
         assert!(text.contains("samovar rotate ca --finish"), "a roll-over under way is said: {text}");
+        status["log_level"] = serde_json::json!({
+            "configured": "info", "directives": "debug", "by": "user/alice", "until_ms": 86_400_000,
+        });
+        let text = render(&status, 40);
+        assert!(text.contains("The journal takes `debug` until 1970"), "a changed level is said: {text}");
         assert!(text.contains("Attention: no room:\u{fffd}[2J 5 bytes free\n"), "errors in words, defused: {text}");
         assert!(text.contains("covers 19000 entries, 1000 wait"), "what is not signed yet is said: {text}");
         assert!(text.contains("The clock is not believed"), "a doubted clock is said: {text}");

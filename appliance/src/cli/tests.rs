@@ -33,6 +33,10 @@ fn command_lines_of_the_interface_parse() {
         "dev --nodes 3 --data d",
         "config check f",
         "status --data d",
+        "doctor",
+        "doctor --data d --config f --root r --output json",
+        "support-bundle",
+        "support-bundle f --data d",
         "status --url https://h --ca c --token-file t --output json",
         "put k",
         "put k - --type text/plain --if-match 3",
@@ -79,6 +83,10 @@ fn command_lines_of_the_interface_parse() {
         "rotate sessions",
         "rotate sessions --end-all",
         "clock accept",
+        "log-level",
+        "log-level debug --for 90s",
+        "log-level info,samovar_node::raft=trace",
+        "log-level --reset",
         "completions bash",
         "man d",
         "--output json keys",
@@ -117,6 +125,9 @@ fn wrong_command_lines_are_usage_errors() {
         ("keys --output yaml", "yaml"),
         ("export", "--tiles"),
         ("config", "Usage"),
+        ("log-level degub", "no level"),
+        ("log-level debug --for soon", "duration"),
+        ("log-level --reset debug", "cannot be used with"),
     ] {
         let error = parse(line).err().unwrap_or_else(|| panic!("samovar {line} should be refused"));
         assert_eq!(error.exit_code(), 2, "samovar {line}");

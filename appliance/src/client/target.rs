@@ -47,6 +47,18 @@ pub(super) struct Resolved {
     pub(super) bearer: Option<HeaderValue>,
 }
 
+impl Resolved {
+    /// The node behind a Unix socket.
+    pub(super) fn local(socket: PathBuf) -> Self {
+        Self {
+            url: format!("unix:{}", socket.display()),
+            authority: HeaderValue::from_static("localhost"),
+            way: Way::Local(socket),
+            bearer: None,
+        }
+    }
+}
+
 /// How connections are made.
 pub(super) enum Way {
     /// TCP and TLS.
@@ -60,12 +72,7 @@ impl Target {
     pub(super) fn resolve(&self) -> Result<Resolved, Error> {
         let data = self.data_directory();
         if let Some(socket) = data.as_ref().and_then(|dir| self.local_socket(dir)) {
-            return Ok(Resolved {
-                url: format!("unix:{}", socket.display()),
-                authority: HeaderValue::from_static("localhost"),
-                way: Way::Local(socket),
-                bearer: None,
-            });
+            return Ok(Resolved::local(socket));
         }
         let url = match (&self.url, &data) {
             (Some(url), _) => url.clone(),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyper::header::{
-    CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
+    CONTENT_LENGTH, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY,
+    STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Response};
 
@@ -14,6 +15,19 @@ use crate::api::problem::Problem;
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
 const NOSNIFF: HeaderValue = HeaderValue::from_static("nosniff");
+/// Answers are data. Should a browser show one (a value may be a page), it runs nothing, loads nothing, is
+/// framed nowhere and acts in nobody's name.
+const CSP: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox",
+);
+const NO_REFERRER: HeaderValue = HeaderValue::from_static("no-referrer");
+const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
+/// What a page from here could ask the browser for: nothing.
+const PERMISSIONS: HeaderValue = HeaderValue::from_static(
+    "camera=(), display-capture=(), geolocation=(), microphone=(), midi=(), payment=(), serial=(), usb=()",
+);
+static PERMISSIONS_POLICY: HeaderName = HeaderName::from_static("permissions-policy");
+static CROSS_ORIGIN_RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// Longest request id that is taken from a client, in bytes.
 const REQUEST_ID_BYTES_MAX: usize = 64;
@@ -83,6 +97,10 @@ impl Answer {
         let headers = response.headers_mut();
         headers.insert(STRICT_TRANSPORT_SECURITY, HSTS);
         headers.insert(X_CONTENT_TYPE_OPTIONS, NOSNIFF);
+        headers.insert(CONTENT_SECURITY_POLICY, CSP);
+        headers.insert(REFERRER_POLICY, NO_REFERRER);
+        headers.insert(PERMISSIONS_POLICY.clone(), PERMISSIONS);
+        headers.insert(CROSS_ORIGIN_RESOURCE_POLICY.clone(), SAME_ORIGIN);
         headers.insert(X_REQUEST_ID.clone(), id.0.clone());
         if headless {
             if let Some(n) = body_bytes.filter(|n| *n > 0) {

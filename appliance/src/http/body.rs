@@ -1,8 +1,10 @@
 //! Bodies: a request's, read within its bounds, and an answer's, watched while the client takes it.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -27,16 +29,90 @@ pub(crate) struct RequestBody {
     incoming: Incoming,
     deadline: Duration,
     rate_min: u64,
+    received: u64,
+    begun: Option<Instant>,
+    patience: Arc<Patience>,
+}
+
+/// Until when the answer to a request is waited for. A body that is streamed moves it on, piece by piece.
+pub(super) struct Patience {
+    begun: Instant,
+    until_ms: AtomicU64,
+    /// What each piece gives.
+    time: Duration,
+}
+
+impl Patience {
+    pub(super) fn new(time: Duration) -> Arc<Self> {
+        let until_ms = AtomicU64::new(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        Arc::new(Self { begun: Instant::now(), until_ms, time })
+    }
+
+    /// Waits as long again, from now on.
+    fn more(&self) {
+        let until = u64::try_from((self.begun.elapsed() + self.time).as_millis()).unwrap_or(u64::MAX);
+        self.until_ms.fetch_max(until, Relaxed);
+    }
+
+    /// What it began with, and each piece gives anew.
+    pub(super) fn time(&self) -> Duration {
+        self.time
+    }
+
+    fn until(&self) -> Instant {
+        self.begun + Duration::from_millis(self.until_ms.load(Relaxed))
+    }
+
+    /// What the future gives, or nothing if it takes too long.
+    pub(super) async fn wait<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            let until = self.until();
+            match tokio::time::timeout_at(until, future.as_mut()).await {
+                Ok(output) => return Some(output),
+                Err(_) if self.until() > until => {}
+                Err(_) => return None,
+            }
+        }
+    }
 }
 
 impl RequestBody {
     pub(super) fn new(incoming: Incoming, limits: &Limits) -> Self {
-        Self { incoming, deadline: limits.body_deadline, rate_min: limits.body_rate_min }
+        let deadline = if incoming.is_end_stream() { Duration::ZERO } else { limits.body_deadline };
+        let patience = Patience::new(limits.request_deadline + deadline);
+        let (deadline, rate_min) = (limits.body_deadline, limits.body_rate_min);
+        Self { incoming, deadline, rate_min, received: 0, begun: None, patience }
     }
 
-    /// Time that the body may take, on top of that of the work.
-    pub(super) fn deadline(&self) -> Duration {
-        if self.incoming.is_end_stream() { Duration::ZERO } else { self.deadline }
+    /// How long its request is waited for.
+    pub(super) fn patience(&self) -> Arc<Patience> {
+        self.patience.clone()
+    }
+
+    /// The length that was announced, in bytes.
+    pub(crate) fn announced(&self) -> Option<u64> {
+        self.incoming.size_hint().exact()
+    }
+
+    /// The next piece of a body that may be of any length: no deadline holds for the whole of it, but the least rate does,
+    /// and each piece must come within the time that others have for all.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let begun = *self.begun.get_or_insert_with(Instant::now);
+        loop {
+            let earned = Duration::from_millis(self.received.saturating_mul(1000) / self.rate_min);
+            let until = (begun + RATE_GRACE + earned).min(Instant::now() + self.deadline);
+            let frame = match tokio::time::timeout_at(until, self.incoming.frame()).await {
+                Err(_) => return Err(Problem::body_too_slow().closing(true)),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(error))) => return Err(Problem::body_broken(&error).closing(true)),
+                Ok(Some(Ok(frame))) => frame,
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            self.received += data.len() as u64;
+            self.patience.more();
+            return Ok(Some(data));
+        }
     }
 
     /// Reads the whole body, at most `bytes_max`. An announced length above it is refused before the client is invited
@@ -97,6 +173,13 @@ pub(crate) enum Payload {
     Full(Bytes),
     /// Piece by piece until the sender is dropped; the response deadline does not count.
     Stream(mpsc::Receiver<Bytes>),
+    /// The same, of a length that is known. An error, or an end before it, breaks the answer off.
+    Pieces {
+        /// Bytes of all pieces.
+        length: u64,
+        /// What comes.
+        pieces: mpsc::Receiver<io::Result<Bytes>>,
+    },
 }
 
 impl Payload {
@@ -106,6 +189,7 @@ impl Payload {
             Self::Empty => Some(0),
             Self::Full(bytes) => Some(bytes.len() as u64),
             Self::Stream(_) => None,
+            Self::Pieces { length, .. } => Some(*length),
         }
     }
 }
@@ -120,21 +204,28 @@ pub(super) struct Watched {
 impl Watched {
     /// `in_pieces`: for HTTP/2, whose flow control is out of our sight once a piece is handed over.
     pub(super) fn new(payload: Payload, in_pieces: bool, request: Arc<InFlight>) -> Self {
-        request.answering(matches!(payload, Payload::Stream(_)));
+        request.answering(matches!(payload, Payload::Stream(_) | Payload::Pieces { .. }));
         Self { payload, in_pieces, request }
     }
 
-    fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         match &mut self.payload {
             Payload::Empty => Poll::Ready(None),
-            Payload::Stream(receiver) => receiver.poll_recv(context),
+            Payload::Stream(receiver) => receiver.poll_recv(context).map(|piece| piece.map(Ok)),
+            Payload::Pieces { length, pieces } => {
+                let next = ready!(pieces.poll_recv(context));
+                *length =
+                    length.saturating_sub(next.as_ref().and_then(|p| p.as_ref().ok()).map_or(0, |p| p.len() as u64));
+                let short = next.is_none() && *length > 0;
+                Poll::Ready(if short { Some(Err(io::ErrorKind::UnexpectedEof.into())) } else { next })
+            }
             Payload::Full(rest) => {
                 let take = match rest.len() {
                     0 => return Poll::Ready(None),
                     n if !self.in_pieces || n <= LAST_PIECE_BYTES_MAX => n,
                     n => (n - LAST_PIECE_BYTES_MAX).min(PIECE_BYTES_MAX),
                 };
-                Poll::Ready(Some(rest.split_to(take)))
+                Poll::Ready(Some(Ok(rest.split_to(take))))
             }
         }
     }
@@ -142,7 +233,7 @@ impl Watched {
 
 impl Body for Watched {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = io::Error;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.get_mut();
@@ -150,7 +241,7 @@ impl Body for Watched {
         if next.is_ready() {
             this.request.progress();
         }
-        next.map(|piece| piece.map(|bytes| Ok(Frame::data(bytes))))
+        next.map(|piece| piece.map(|bytes| bytes.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -158,6 +249,7 @@ impl Body for Watched {
             Payload::Empty => true,
             Payload::Full(rest) => rest.is_empty(),
             Payload::Stream(_) => false,
+            Payload::Pieces { length, .. } => *length == 0,
         }
     }
 

@@ -30,6 +30,7 @@ impl Collector for Reported {
         self.work(&mut page)?;
         self.store(&mut page)?;
         self.archive(&mut page)?;
+        self.blobs(&mut page)?;
         self.host(&mut page)?;
         if let Some(process) = &self.machine.process {
             process_figures(process, &mut page)?;
@@ -132,6 +133,19 @@ impl Reported {
         page.counter("samovar_archive_repaired_segments", help, archive.repaired_segments)?;
         let help = "When the archive was last read again as a whole, since 1970; 0: not since the start";
         page.gauge("samovar_archive_scrub_passed_seconds", help, seconds_of_ms(archive.scrub_passed_ms))
+    }
+
+    fn blobs(&self, page: &mut Page) -> Result {
+        let blobs = &self.status.blobs;
+        page.gauge("samovar_blobs", "Blobs that are here whole", blobs.count)?;
+        page.gauge("samovar_blobs_size_bytes", "Bytes of the blobs that are here", blobs.bytes)?;
+        page.gauge("samovar_blobs_unnamed", "Blobs that no value names; they go in time", blobs.unnamed)?;
+        let help = "Blobs that values name and that are damaged or not here";
+        page.gauge("samovar_blobs_missing", help, blobs.missing)?;
+        page.counter("samovar_blobs_scrubbed_bytes", "Bytes of blobs read again", blobs.scrubbed_bytes)?;
+        page.counter("samovar_blobs_damaged", "Blobs found damaged", blobs.damaged)?;
+        let help = "When all blobs were last read again, since 1970; 0: not since the start";
+        page.gauge("samovar_blobs_scrub_passed_seconds", help, seconds_of_ms(blobs.scrub_passed_ms))
     }
 
     fn host(&self, page: &mut Page) -> Result {

@@ -32,6 +32,11 @@ pub(super) fn key() -> Value {
     })
 }
 
+/// The CID of a blob.
+pub(super) fn cid() -> Value {
+    json!({ "type": "string", "pattern": "^bafkrei[a-z2-7]{52}$" })
+}
+
 /// The beginning of keys, perhaps of all.
 pub(super) fn prefix() -> Value {
     json!({
@@ -80,6 +85,7 @@ pub(super) fn all() -> Value {
             &json!({ "key": text(), "revision": number(), "transaction": number(), "block": number() }),
         ),
         "Transaction": transaction(),
+        "Uploaded": object(&["cid", "size"], &json!({ "cid": cid(), "size": number() })),
         "Committed": object(
             &["transaction", "block", "revisions"],
             &json!({
@@ -170,6 +176,14 @@ pub(super) fn all() -> Value {
                 "transaction": number(), "block": number(), "before_ms": number(), "block_time_ms": number(),
             }),
         ),
+        "NewLogLevel": strict(
+            &["directives"],
+            &json!({
+                "directives": { "type": "string", "minLength": 1, "maxLength": 512 },
+                "for_s": { "type": ["integer", "null"], "minimum": 1, "maximum": 86_400 },
+            }),
+        ),
+        "LogLevel": log_level(),
         "Health": object(&["status"], &json!({ "status": text() })),
     })
 }
@@ -188,7 +202,8 @@ fn transaction() -> Value {
     let one = |name: &str, schema: Value| strict(&[name], &json!({ name: schema }));
     let json = strict(&["key", "value"], &json!({ "key": key(), "value": true, "type": media_type() }));
     let bytes = strict(&["key", "bytes"], &json!({ "key": key(), "bytes": base64(), "type": media_type() }));
-    let put = json!({ "oneOf": [json, bytes] });
+    let blob = strict(&["key", "blob"], &json!({ "key": key(), "blob": cid(), "type": media_type() }));
+    let put = json!({ "oneOf": [json, bytes, blob] });
     let delete = strict(&["key"], &json!({ "key": key() }));
     let erase = strict(&["key", "revision"], &json!({ "key": key(), "revision": number() }));
     let require = strict(&["key", "revision"], &json!({ "key": key(), "revision": number_or_null() }));
@@ -203,7 +218,7 @@ fn transaction() -> Value {
 fn key_page() -> Value {
     let row = object(
         &["key", "revision", "size", "type"],
-        &json!({ "key": text(), "revision": number(), "size": number(), "type": text() }),
+        &json!({ "key": text(), "revision": number(), "size": number(), "type": text(), "blob": { "type": "boolean" } }),
     );
     object(&["block", "keys", "next"], &json!({ "block": number(), "keys": list(&row), "next": nullable("string") }))
 }
@@ -214,7 +229,7 @@ fn history_page() -> Value {
         &json!({
             "revision": number(), "block": number(), "time_ms": number(), "author": text(),
             "change": { "type": "string", "enum": ["put", "delete"] },
-            "size": number(), "type": text(), "erased_by": number(),
+            "size": number(), "type": text(), "blob": { "type": "boolean" }, "erased_by": number(),
         }),
     );
     object(&["key", "versions", "next"], &json!({ "key": text(), "versions": list(&row), "next": number_or_null() }))
@@ -308,7 +323,7 @@ fn status() -> Value {
             "term": number(), "height": number(), "size": number(), "block_time_ms": number(),
             "checkpoint_size": number(), "keys": number(), "free_bytes": number(), "reserve_bytes": number(),
             "store_bytes": number(), "archive_bytes": number(), "uptime_s": number(), "now_ms": number(),
-            "errors": list(&text()), "clock": clock(), "tls": tls(),
+            "errors": list(&text()), "clock": clock(), "tls": tls(), "log_level": refer("LogLevel"),
         }),
     )
 }
@@ -319,6 +334,16 @@ fn tls() -> Value {
         &json!({
             "node_not_after_s": number_or_null(), "ca_not_after_s": number_or_null(),
             "rolling_over": { "type": "boolean" },
+        }),
+    )
+}
+
+fn log_level() -> Value {
+    object(
+        &["configured", "directives", "by", "until_ms"],
+        &json!({
+            "configured": text(), "directives": nullable("string"), "by": nullable("string"),
+            "until_ms": number_or_null(),
         }),
     )
 }

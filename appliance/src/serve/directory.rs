@@ -12,7 +12,7 @@ pub(crate) const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Verifier key of the log.
 pub(crate) const VKEY_FILE: &str = "log.vkey";
 /// Held by the process that has the directory.
-const LOCK_FILE: &str = "samovar.lock";
+pub(crate) const LOCK_FILE: &str = "samovar.lock";
 /// Where `init` builds; its presence says that the rest of the directory is not complete.
 const PARTIAL: &str = "init.partial";
 /// Made by mkfs in the root of a file system.

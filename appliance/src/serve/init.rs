@@ -11,10 +11,11 @@ use tokio::sync::mpsc;
 
 use super::directory::{ADMIN_TOKEN_FILE, DataDirectory, VKEY_FILE};
 use super::node_thread::NodeThread;
-use super::{Source, journal, node_config, run, signalled};
+use super::{Source, node_config, run, signalled};
 use crate::auth::{API_KEYS, Access, ApiKey, Holder, Issued, Role, commit};
 use crate::config::{Config, DATA_FILE};
 use crate::durable::{Mode, write_new};
+use crate::journal;
 use crate::tls::{self, CA_FILE, Subject};
 
 /// Author of the first entry.

@@ -8,10 +8,11 @@ use anyhow::{Context as _, Result};
 use samovar_node::Node;
 use tokio::sync::mpsc;
 
-use super::{heartbeat, journal, notify};
+use super::{heartbeat, notify};
 use crate::api::Openness;
 use crate::config::Config;
 use crate::http::Limits;
+use crate::journal;
 use crate::live::Live;
 use crate::tls::Certificates;
 
@@ -72,7 +73,7 @@ impl Settings {
         let waiting = needs_restart(&self.config, &new);
         self.limits.set(Arc::new(new.limits.clone()));
         self.openness.set(Arc::new(Openness::of(&new)));
-        journal::set_level(new.level);
+        journal::configure(new.level);
         // What waits for a restart is still in force as it was.
         self.config = Config {
             limits: new.limits,
@@ -95,6 +96,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("store.reserve", old.reserve_bytes != new.reserve_bytes),
         ("store.queue", old.queue_max != new.queue_max),
         ("store.cache", old.cache_bytes != new.cache_bytes),
+        ("blobs.size", old.blob_bytes_max != new.blob_bytes_max),
+        ("blobs.keep_unnamed", old.unnamed_blob_age != new.unnamed_blob_age),
         ("auth.session_life", old.session_life_ms != new.session_life_ms),
         ("quotas", old.quotas != new.quotas),
     ];

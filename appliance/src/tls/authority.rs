@@ -130,6 +130,11 @@ impl Subject {
         names.chain(self.addresses.iter().map(|address| Self { names: Vec::new(), addresses: vec![*address] }))
     }
 
+    /// Each name and address as text.
+    pub(super) fn texts(&self) -> impl Iterator<Item = String> {
+        self.names.iter().cloned().chain(self.addresses.iter().map(ToString::to_string))
+    }
+
     /// What it is called first.
     fn server_name(&self) -> Result<ServerName<'static>> {
         match (self.names.first(), self.addresses.first()) {

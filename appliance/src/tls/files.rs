@@ -133,6 +133,17 @@ impl Files {
             .with_context(|| format!("{} does not hold under {CA_FILE}", self.tls(NODE_CERTIFICATE_FILE).display()))
     }
 
+    /// For which of these names and addresses one of the CAs refuses the node's certificate now, and why.
+    pub(super) fn refused(&self, subject: &Subject, times: Times) -> Result<Vec<(String, String)>> {
+        let (chain, judges) = (self.chain()?, self.judges(times)?);
+        let (leaf, between) = chain.split_first().context("the node has no certificate")?;
+        let judge = |text: &str| {
+            let name = ServerName::try_from(text)?;
+            judges.iter().try_for_each(|root| accepts(root, leaf, between, &name, times))
+        };
+        Ok(subject.texts().filter_map(|text| judge(&text).err().map(|e| (text, format!("{e:#}")))).collect())
+    }
+
     /// Puts right what does not hold, or soon will not; says what was done and why.
     pub(super) fn tend(&self, subject: &Subject, times: Times) -> Result<Vec<String>> {
         self.settle()?;

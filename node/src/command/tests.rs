@@ -26,7 +26,7 @@ fn one_of_everything() -> Command {
             key: key("a"),
             value: Bytes::from_static(b"soup"),
             media_type: "text/plain".into(),
-            blob: false,
+            blob: None,
             salt: [7; 32],
         },
         OperationCommand::Delete { key: key("b") },

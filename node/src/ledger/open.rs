@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::replay::{rebuild_tree, replay};
 use super::{Chain, HeadRow, Ledger, MapSync, Stages};
 use crate::archive::{Archive, Check, Frame, Mark};
+use crate::blobs::Blobs;
 use crate::disk::Disk;
 use crate::durable;
 use crate::error::Error;
@@ -132,6 +133,7 @@ impl Ledger {
             rows,
             archive,
             salts,
+            blobs: Arc::new(Blobs::open(disk, data)?),
             map,
             stages: Stages::default(),
             erased: AtomicBool::new(false),

@@ -4,14 +4,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{damaged_entry, find_put, position};
+use super::{FoundPut, cid_of, damaged_entry, find_put, position};
 use crate::archive::Frame;
+use crate::blobs::Cid;
 use crate::command::Key;
 use crate::entry::{Block, Entry};
 use crate::error::Error;
 use crate::ledger::{BlockPlace, Chain, HeadRow, Ledger, Touched};
 use crate::merkle::{FullTile, leaf_hash};
 use crate::rt::CpuTimer;
+use crate::salts::{self, SALT_BYTES};
 use crate::state_root::{KeyHash, Lookup, Slot, SlotState};
 use crate::store::outcomes::{self, Kept, OutcomeRow, RequestKey};
 use crate::store::{Batch, Tree, entries, values};
@@ -51,6 +53,10 @@ pub(super) struct Draft<'a> {
     pub(super) outcomes: Vec<OutcomeRow>,
     /// Outcomes of this block that can be asked for again within it.
     pub(super) named: HashMap<RequestKey, Kept>,
+    /// Blobs that its puts name, each time.
+    pub(super) blobs_named: Vec<Cid>,
+    /// Blobs whose names it erases, each time.
+    pub(super) blobs_erased: Vec<Cid>,
     pub(super) timer: CpuTimer,
 }
 
@@ -76,6 +82,8 @@ impl<'a> Draft<'a> {
             batch: Batch::default(),
             outcomes: Vec::new(),
             named: HashMap::new(),
+            blobs_named: Vec::new(),
+            blobs_erased: Vec::new(),
             timer: CpuTimer::start(),
         })
     }
@@ -106,14 +114,14 @@ impl<'a> Draft<'a> {
         Ok(stored.map(|s| Current { revision: s.revision, versions: s.versions, exists: s.exists() }))
     }
 
-    /// Slot and commitment of the value that a revision of a key put; `None` when it put none.
-    pub(super) fn value_of(&self, key: &Key, revision: u64) -> Result<Option<(u64, [u8; 32])>, Error> {
+    /// Slot of the value that a revision of a key put, and the put; `None` when it put none.
+    pub(super) fn value_of(&self, key: &Key, revision: u64) -> Result<Option<(u64, FoundPut)>, Error> {
         if revision >= self.next_index() {
             return Ok(None);
         }
         let stored = self.stored(revision)?;
         let put = find_put(&stored.line, key.as_str()).map_err(|e| damaged_entry(revision, &e))?;
-        Ok(put.map(|put| (stored.slot + put.position, put.commitment)))
+        Ok(put.map(|put| (stored.slot + put.position, put)))
     }
 
     /// An entry of the log or of this block.
@@ -132,7 +140,11 @@ impl<'a> Draft<'a> {
         hash: &KeyHash,
         current: Option<Current>,
     ) -> Result<(), Error> {
-        let Some((slot, commitment)) = self.value_of(key, revision)? else { return Ok(()) };
+        let Some((slot, FoundPut { commitment, blob, .. })) = self.value_of(key, revision)? else { return Ok(()) };
+        if blob {
+            self.batch.remove(Tree::BlobSlots, &slot.to_be_bytes());
+            self.blobs_erased.extend(self.blob_in(revision, slot)?);
+        }
         self.erases = true;
         match slot.checked_sub(self.first_slot) {
             Some(at) => {
@@ -151,6 +163,25 @@ impl<'a> Draft<'a> {
             self.touched.set(hash, Slot { revision, versions: c.versions, state });
         }
         Ok(())
+    }
+
+    /// Notes that the value in a slot is the CID of a blob.
+    pub(super) fn blob_slot(&mut self, slot: u64, revision: u64) {
+        self.batch.put(Tree::BlobSlots, &slot.to_be_bytes(), revision.to_be_bytes().to_vec());
+    }
+
+    /// The CID in a slot; `None` when its salt is gone: then its file was put away before.
+    fn blob_in(&self, revision: u64, slot: u64) -> Result<Option<Cid>, Error> {
+        let Some(at) = slot.checked_sub(self.first_slot).map(position) else {
+            return self.ledger.blob_in(revision, slot);
+        };
+        let salt = self.salts.get(at * SALT_BYTES..).and_then(<[u8]>::first_chunk);
+        match (&self.values[at], salt) {
+            (values::Stored::Ciphertext(bytes), Some(salt)) if *salt != [0; SALT_BYTES] => {
+                Ok(cid_of(&salts::open(salt, revision, bytes.clone())?))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Marks every [`HISTORY_STRIDE`]th revision of a key, so that a read of the past starts near it.
@@ -173,6 +204,10 @@ impl<'a> Draft<'a> {
         if !self.lines.is_empty() {
             self.close_block(position.index)?;
         }
+        // Before the salts go, which alone say which blobs they are. What is put back instead is counted afterwards, by
+        // `Ledger::count_blobs`.
+        self.blobs_named.iter().for_each(|cid| self.ledger.blobs.name(cid));
+        self.ledger.blobs.erase(&self.blobs_erased)?;
         self.commit(position.index, Some(position.opaque), true)
     }
 

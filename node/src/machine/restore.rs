@@ -101,7 +101,7 @@ impl Draft<'_> {
         let line = stored.line.clone();
         self.push_line(stored.line, slot);
         match Entry::parse(&line).map_err(|e| damaged_entry(index, &e))? {
-            Entry::Transaction(transaction) => self.transaction_again(index, &transaction),
+            Entry::Transaction(transaction) => self.transaction_again(index, slot, &transaction),
             Entry::Cosigners(_) => {
                 self.system_revision = index;
                 Ok(0)
@@ -111,7 +111,7 @@ impl Draft<'_> {
         }
     }
 
-    fn transaction_again(&mut self, index: u64, transaction: &Transaction<'_>) -> Result<u64, Error> {
+    fn transaction_again(&mut self, index: u64, slot: u64, transaction: &Transaction<'_>) -> Result<u64, Error> {
         let (mut puts, mut hashes) = (0, Vec::with_capacity(transaction.changes.len()));
         for change in &transaction.changes {
             let key = Key::stored(change.key().to_owned());
@@ -120,7 +120,10 @@ impl Draft<'_> {
             let current = self.current(&hash)?;
             let versions = current.map_or(0, |c| c.versions) + 1;
             match change {
-                Change::Put { commitment, .. } => {
+                Change::Put { commitment, blob, .. } => {
+                    if *blob {
+                        self.blob_slot(slot + puts, index);
+                    }
                     puts += 1;
                     if current.is_none() {
                         self.chain.names.insert(key.as_str());

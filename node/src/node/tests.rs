@@ -30,6 +30,9 @@ struct Machine {
     rows: Arc<MemoryRows>,
 }
 
+/// Short, since every tick of the node on the way is simulated.
+const UNNAMED_BLOB_AGE: Duration = Duration::from_secs(300);
+
 /// What a machine can lose and make again from the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Loss {
@@ -62,7 +65,7 @@ impl Machine {
 
     async fn start(&self) -> Result<Node, Error> {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-        let config = Config { reserve_bytes: 0, ..Config::new(DATA) };
+        let config = Config { reserve_bytes: 0, unnamed_blob_age: UNNAMED_BLOB_AGE, ..Config::new(DATA) };
         let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
         Node::start_on(disk, config, identity, keys, Shelf::Memory(Arc::clone(&self.rows))).await
     }
@@ -399,4 +402,5 @@ fn random_lives_lose_nothing_and_repeat_from_their_seed() {
     }
 }
 
+mod blobs;
 mod clock;

@@ -12,7 +12,7 @@ use crate::clock::{self, Clock, Time};
 use crate::command::{Command, Outcome, Write, WriteCommand};
 use crate::error::Error;
 use crate::ledger::Ledger;
-use crate::rt;
+use crate::{rt, trace};
 
 /// Most writes in one block.
 const BLOCK_WRITES_MAX: usize = 512;
@@ -101,6 +101,7 @@ fn fill(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
 
 impl Proposer {
     async fn propose(&self, jobs: Vec<Job>) {
+        let _span = trace::task("propose a block");
         let accepts_clock = jobs.iter().any(|job| job.accepts_clock);
         if accepts_clock {
             self.clock.accept();
@@ -141,7 +142,7 @@ impl Proposer {
                 return None;
             }
         };
-        match WriteCommand::prepare(write, rt::fill_random) {
+        match WriteCommand::prepare(write, |_| None, rt::fill_random) {
             Ok(command) => Some(command),
             Err(error) => {
                 tracing::error!(%error, "that time is held could not be written");
@@ -182,7 +183,10 @@ pub(crate) async fn read_barrier(
         while let Ok(job) = queue.try_recv() {
             waiting.push(job);
         }
-        let answer = confirm(&raft, &ledger).await;
+        let answer = {
+            let _span = trace::task("confirm leadership");
+            confirm(&raft, &ledger).await
+        };
         for reply in waiting {
             let _ = reply.send(answer.clone());
         }

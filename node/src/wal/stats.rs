@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::rt;
 use crate::view::FSYNC_BOUNDS;
+use crate::{rt, trace};
 
 /// Figures of a log since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,7 +66,9 @@ impl Counters {
 
     pub(super) fn timed_fsync<T>(&self, fsync: impl FnOnce() -> T) -> T {
         let start = rt::instant();
+        let span = trace::span("raft log: fsync");
         let result = fsync();
+        drop(span);
         let took = start.elapsed();
         let bucket = FSYNC_BOUNDS.partition_point(|bound| *bound < took);
         self.fsyncs_by_time[bucket].fetch_add(1, Ordering::Relaxed);

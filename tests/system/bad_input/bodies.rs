@@ -146,7 +146,7 @@ fn transaction_fields() -> Vec<Row> {
         r#"[{"put":{"key":"a","bytes":1}}]"#,
         r#"[{"put":{"key":"a","value":1,"type":1}}]"#,
         r#"[{"put":{"value":1}}]"#,
-        r#"[{"put":{"key":"a","blob":"bafk"}}]"#,
+        r#"[{"put":{"key":"a","blob":1}}]"#,
         r#"[{"erase":{"key":"a"}}]"#,
         r#"[{"erase":{"key":"a","revision":null}}]"#,
         r#"[{"erase":{"key":"a","revision":-1}}]"#,
@@ -192,6 +192,9 @@ fn transaction_fields() -> Vec<Row> {
     rows
 }
 
+/// CID of a blob that nobody has uploaded.
+const ABSENT_CID: &str = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku";
+
 /// Transactions that are well-formed and cannot be done.
 fn transaction_limits() -> Vec<Row> {
     let of = |operations: &[String]| transaction(format!(r#"{{"operations":[{}]}}"#, operations.join(",")));
@@ -222,6 +225,10 @@ fn transaction_limits() -> Vec<Row> {
         one(r#"{"put":{"key":"a","bytes":"AAA"}}"#).is(422, "unprocessable"),
         one(r#"{"put":{"key":"a","bytes":"-_-_"}}"#).is(422, "unprocessable"),
         one(r#"{"put":{"key":"a","bytes":"AAAA\n"}}"#).is(422, "unprocessable"),
+        one(r#"{"put":{"key":"a","blob":"bafk"}}"#).is(422, "unprocessable"),
+        one(r#"{"put":{"key":"a","value":1,"blob":"bafk"}}"#).is(422, "unprocessable"),
+        one(&format!(r#"{{"put":{{"key":"a","blob":"{ABSENT_CID}"}}}}"#)).is(422, "no-such-blob"),
+        one(&format!(r#"{{"put":{{"key":"a","blob":"{}"}}}}"#, ABSENT_CID.to_uppercase())).is(422, "unprocessable"),
         one(r#"{"put":{"key":"a","value":1,"type":"x"}}"#).is(415, "unsupported-media-type"),
         one(r#"{"put":{"key":"a","value":1,"type":"a/b\r\nX: y"}}"#).is(415, "unsupported-media-type"),
         one(r#"{"delete":{"key":"absent"}}"#).is(404, "no-such-key"),

@@ -5,6 +5,8 @@ use super::{Row, on};
 /// Every path with the methods it takes.
 const PATHS: &[(&str, &[&str])] = &[
     ("/v1/keys/k", &["PUT", "GET", "DELETE"]),
+    ("/v1/blobs", &["POST"]),
+    ("/v1/blobs/bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku", &["GET"]),
     ("/v1/keys", &["GET"]),
     ("/v1/history/k", &["GET"]),
     ("/v1/proofs/k", &["GET"]),
@@ -33,7 +35,11 @@ const PATHS: &[(&str, &[&str])] = &[
     ("/v1/tls/node", &["POST"]),
     ("/v1/tls/ca", &["POST"]),
     ("/v1/clock/accept", &["POST"]),
+    ("/v1/log-level", &["GET", "PUT", "DELETE"]),
     ("/v1/status", &["GET"]),
+    ("/debug/pprof/profile", &["GET"]),
+    ("/debug/pprof/heap", &["GET"]),
+    ("/debug/pprof/trace", &["GET"]),
     ("/health", &["GET"]),
     ("/ready", &["GET"]),
     ("/metrics", &["GET"]),
@@ -146,7 +152,7 @@ fn targets() -> Vec<Row> {
         "/v1/api-keys/x/y",
         "/checkpoint/",
         "/tile",
-        "/debug/pprof/heap",
+        "/debug/pprof/cmdline",
     ];
     let mut rows: Vec<_> = nowhere.into_iter().map(|path| on("GET", path).is(404, "no-such-route")).collect();
     let no_tiles = [

@@ -9,6 +9,11 @@ pub(super) const CONSISTENCY: Parameter = Parameter {
     takes: Takes::OneOf(&["linearizable", "stale"]),
     doc: "`linearizable` (default): at least everything acknowledged before; `stale`: what this node has.",
 };
+pub(super) const KEY: Parameter = Parameter {
+    name: "key",
+    takes: Takes::Text,
+    doc: "Who is limited to prefixes names a key within them whose value the blob is.",
+};
 pub(super) const AT: Parameter =
     Parameter { name: "at", takes: Takes::Number, doc: "Height of the block as of which to read." };
 pub(super) const PREFIX: Parameter =
@@ -35,4 +40,9 @@ pub(super) const ROLL_OVER: Parameter = Parameter {
     name: "roll_over",
     takes: Takes::OneOf(&["begin", "finish"]),
     doc: "`begin` (default): a new CA beside the old one; `finish`: the old one counts no more.",
+};
+pub(super) const SECONDS: Parameter = Parameter {
+    name: "seconds",
+    takes: Takes::Number,
+    doc: "How long, 1 to 60, less if requests may not take so long; default 10.",
 };
