@@ -15,7 +15,8 @@ use crate::merkle::to_hash;
 pub(crate) const PIECE_BYTES: usize = 64 << 10;
 const HASH_BYTES: usize = 32;
 const MAGIC: &[u8; 16] = b"samovar blob v1\n";
-const FOOT_BYTES: u64 = 8 + MAGIC.len() as u64;
+const FOOT: usize = 8 + MAGIC.len();
+const FOOT_BYTES: u64 = FOOT as u64;
 /// What was written is made durable each time it has grown by so much, so that a large blob does not leave its whole
 /// length to the last sync, in the way of the raft log's.
 const SYNC_BYTES: u64 = 32 << 20;
@@ -94,7 +95,7 @@ impl BlobFile {
     /// Opens the file of a blob; `None` when its end is not that of one.
     pub(super) fn of(file: Box<dyn File>) -> std::io::Result<Option<Self>> {
         let length = file.length()?;
-        let mut foot = [0; FOOT_BYTES as usize];
+        let mut foot = [0; FOOT];
         if length < FOOT_BYTES || file.read_at(&mut foot, length - FOOT_BYTES)? < foot.len() {
             return Ok(None);
         }

@@ -179,9 +179,9 @@ fn a_broken_upload_leaves_nothing() {
         assert!(matches!(large, Some(Error::TooLarge { .. })), "{large:?}");
         // In mid-upload when the power goes.
         let open = node.upload(None).await.unwrap().write(content(1)).await.unwrap();
+        let _open = std::mem::ManuallyDrop::new(open);
         let path = Config::new(DATA).data.join("blobs");
         machine.disk.sync_directory(&path).unwrap();
-        std::mem::forget(open);
     });
     machine.disk.crash();
     simulate(22, async {
