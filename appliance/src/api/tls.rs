@@ -104,7 +104,7 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 fn no_authority(error: anyhow::Error) -> Problem {
-    Problem::conflict("no-authority", &format!("the CA of this ledger cannot sign: {error:#}"))
+    Problem::conflict("no-authority", format!("the CA of this ledger cannot sign: {error:#}"))
 }
 
 fn half_done(error: anyhow::Error) -> Problem {
