@@ -19,7 +19,7 @@ use crate::http::{Answer, Asked, Handler, Limits, Payload, Peer, RequestBody};
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::quota::{Class, Limiter, Told};
-use crate::tls::ClientKeys;
+use crate::tls::Certificates;
 
 mod access;
 mod api_keys;
@@ -39,6 +39,7 @@ mod profiles;
 mod query;
 mod render;
 mod routes;
+mod tls;
 mod transactions;
 mod users;
 
@@ -106,6 +107,8 @@ pub(crate) struct App {
     pub(crate) node: Node,
     /// Credentials.
     pub(crate) auth: Auth,
+    /// What TLS serves.
+    pub(crate) certificates: Arc<Certificates>,
     /// Metrics.
     pub(crate) metrics: Arc<Metrics>,
     /// What needs no token.
@@ -121,6 +124,8 @@ pub(crate) struct App {
     /// When the daemon was ready.
     pub(crate) started: std::time::Instant,
     running: Running,
+    /// Held while certificates are rotated: one rotation at a time.
+    pub(crate) rotating: tokio::sync::Mutex<()>,
 }
 
 /// What needs no token.
@@ -145,14 +150,16 @@ impl App {
         node: Node,
         config: &Config,
         live: (Live<Limits>, Live<Openness>),
-        clients: Arc<ClientKeys>,
+        certificates: Arc<Certificates>,
         metrics: Arc<Metrics>,
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
+        let clients = certificates.clients.clone();
         tokio::spawn(Auth::follow_certificates(node.clone(), clients.clone()));
         Arc::new(Self {
             auth: Auth::new(node.clone(), &config.data, clients, &metrics),
             node,
+            certificates,
             metrics,
             limits: live.0,
             openness: live.1,
@@ -161,6 +168,7 @@ impl App {
             stop,
             started: std::time::Instant::now(),
             running: Running::default(),
+            rotating: tokio::sync::Mutex::default(),
         })
     }
 

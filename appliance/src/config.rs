@@ -3,7 +3,7 @@
 //! Every key has a default that is safe on the smallest machine, so an empty file is valid. The field docs below are the
 //! only description of a key: the reference page and the sample file are made from them (`reference`, `sample`).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::auth::LIFE_MS_MAX;
 use crate::bucket::Quota;
 use crate::http::{Limits, is_origin};
 use crate::quota::Quotas;
+use crate::tls::is_dns_name;
 
 mod nearest;
 #[cfg(test)]
@@ -26,6 +27,9 @@ pub(crate) use units::{Network, Size, Span};
 pub(crate) const DEFAULT_PATH: &str = "/etc/samovar/samovar.toml";
 /// Configuration that `init --listen` leaves in the data directory.
 pub(crate) const DATA_FILE: &str = "samovar.toml";
+
+/// Most names that can be configured for a certificate: it is sent in every handshake.
+const TLS_NAMES_MAX: usize = 32;
 
 /// A key of the file, for the reference page and for "did you mean".
 #[cfg_attr(not(test), allow(dead_code, reason = "the documentation is made by the tests"))]
@@ -81,6 +85,13 @@ sections! {
         /// Origins whose pages may call the API from a browser (CORS), such as `https://app.example`: scheme, host and,
         /// unless it is the scheme's own, port. None by default. A page needs a token all the same.
         cors_origins: Vec<String> = Vec::new(),
+    }
+    /// The certificate that the node shows its clients. The ledger's own CA signs it.
+    tls: TlsSection {
+        /// Host names and addresses of this node beside those it knows: `localhost`, its own and the machine's name, both
+        /// also under `.local`, loopback, and the address it listens on. They come into the next certificate (`samovar rotate
+        /// node`); names that are neither local nor known to the CA need a new one (`samovar rotate ca`).
+        names: Vec<String> = Vec::new(),
     }
     /// The chain log and who may read it.
     chain: ChainSection {
@@ -237,6 +248,8 @@ pub(crate) struct Config {
     pub(crate) data: PathBuf,
     /// Address of the API.
     pub(crate) listen: SocketAddr,
+    /// More names and addresses of the node's certificate.
+    pub(crate) tls_names: Vec<String>,
     /// Whether the log is public.
     pub(crate) public: bool,
     /// Bytes kept free.
@@ -342,6 +355,12 @@ impl ConfigFile {
         if !(1 << 20..=1 << 30).contains(&self.store.cache.0) {
             return Err(format!("store.cache is {}, it must lie between 1MiB and 1GiB", self.store.cache));
         }
+        if self.tls.names.len() > TLS_NAMES_MAX {
+            return Err(format!("tls.names has {} names, at most {TLS_NAMES_MAX} can be", self.tls.names.len()));
+        }
+        if let Some(wrong) = self.tls.names.iter().find(|n| !is_dns_name(n) && n.parse::<IpAddr>().is_err()) {
+            return Err(format!("tls.names: `{wrong}` is neither a host name nor an address"));
+        }
         if !(1..=BLOB_BYTES_MAX).contains(&self.blobs.size.0) {
             return Err(format!("blobs.size is {}, it must lie between 1B and 4GiB", self.blobs.size));
         }
@@ -353,6 +372,7 @@ impl ConfigFile {
         Ok(Config {
             data: self.node.data,
             listen: self.listen.api,
+            tls_names: self.tls.names,
             public: self.chain.public,
             reserve_bytes: self.store.reserve.0,
             queue_max: self.store.queue,

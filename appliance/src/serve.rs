@@ -22,7 +22,7 @@ use crate::durable::{Mode, write_new};
 use crate::http::Server;
 use crate::journal;
 use crate::metrics::Metrics;
-use crate::tls;
+use crate::tls::{self, Certificates};
 
 mod directory;
 mod heartbeat;
@@ -69,8 +69,6 @@ fn run(
 ) -> Result<()> {
     let directory = DataDirectory::open(&config.data)?;
     raise_descriptor_limit(config.limits.connections_max)?;
-    let tls = tls::load_or_renew(directory.path(), || subject(config, directory.path()))?;
-    let settings = Settings::new(source, config.clone(), tls);
     let listener = bind(config.listen)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -83,7 +81,7 @@ fn run(
 
     let served = runtime.block_on(async {
         let ended = node.ended();
-        listen(config, settings, node.node().clone(), listener, Events { ready, stop, reloads, ended }).await
+        listen(config, source, node.node().clone(), listener, Events { ready, stop, reloads, ended }).await
     });
 
     notify::stopping("Making everything durable");
@@ -104,7 +102,7 @@ struct Events<Ready, Stop, Ended> {
 /// Serves until `stop`, or until the node fails.
 async fn listen(
     config: &Config,
-    settings: Settings,
+    source: Source,
     node: Node,
     listener: TcpListener,
     events: Events<impl FnOnce(SocketAddr), impl Future<Output = ()>, impl Future<Output = ()>>,
@@ -112,10 +110,12 @@ async fn listen(
     let Events { ready, stop, reloads, ended } = events;
     let (stopping, stop_seen) = watch::channel(false);
     let metrics = Arc::new(Metrics::new(&config.data));
-    note_certificates(&metrics, &config.data);
-    let (tls, limits, clients) = (settings.tls.clone(), settings.limits.clone(), settings.clients.clone());
+    let subject = tls::Subject::of(&node.status().name, config.listen.ip(), &config.tls_names);
+    let certificates = Certificates::open(&config.data, subject, node.clone(), metrics.clone())?;
+    let settings = Settings::new(source, config.clone(), certificates.clone());
+    let (tls, limits) = (certificates.server(), settings.limits.clone());
     let live = (limits.clone(), settings.openness.clone());
-    let app = App::new(node.clone(), config, live, clients, metrics.clone(), stop_seen.clone());
+    let app = App::new(node.clone(), config, live, certificates.clone(), metrics.clone(), stop_seen.clone());
     let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;
     let address = listener.local_addr().context("asking for the listening address")?;
@@ -130,7 +130,8 @@ async fn listen(
     tracing::info!(%address, "serving");
     ready(address);
     let mut attendants = JoinSet::new();
-    attendants.spawn(settings.follow(reloads, node.clone(), metrics));
+    attendants.spawn(settings.follow(reloads, node.clone()));
+    attendants.spawn(certificates.follow());
     attendants.spawn(heartbeat::run(node));
 
     let failed = tokio::select! {
@@ -143,13 +144,6 @@ async fn listen(
     let _ = stopping.send(true);
     serving.await.context("the listener failed")?;
     failed.map_or(Ok(()), Err)
-}
-
-/// Tells the metrics when the certificates in use end.
-fn note_certificates(metrics: &Metrics, data: &Path) {
-    for (certificate, not_after_s) in tls::expiries(data) {
-        metrics.certificate(certificate, not_after_s);
-    }
 }
 
 /// Leaves the URL for the command line on this machine, which finds CA and token beside it.
@@ -177,7 +171,7 @@ fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
 /// What this machine's certificate is for.
 pub(crate) fn subject(config: &Config, data: &Path) -> Result<tls::Subject> {
     let disk: Arc<dyn Disk> = Arc::new(OsDisk);
-    Ok(tls::Subject::of(&Node::name_of(&disk, data)?, config.listen.ip()))
+    Ok(tls::Subject::of(&Node::name_of(&disk, data)?, config.listen.ip(), &config.tls_names))
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener> {

@@ -288,7 +288,7 @@ def lane(work, processes, failures):
     until("a node that trails is seen", 90, lambda: "SamovarNodeTrails" in look())
 
     left = provoke.fresh_certificate(small)
-    if left < 800 * 86400:
+    if left < 360 * 86400:
         failures.add(f"after what certificate.md says to do the certificate ends in {left / 86400:.0f} days")
     second.kill()
     processes.stop(site.exporter)

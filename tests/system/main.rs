@@ -20,6 +20,7 @@ mod manners;
 mod proofs;
 mod quotas;
 mod raw;
+mod tls;
 mod under_load;
 mod walk;
 mod watch;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::log_level::LogLevel;
 use super::problem::Problem;
 use super::{Call, Handled, render};
+use crate::tls::Standing;
 use crate::{metrics, openapi, output};
 
 #[derive(Serialize)]
@@ -31,6 +32,7 @@ struct Status<'a> {
     /// When these figures were taken, so that who shows them can say how old they are.
     now_ms: u64,
     clock: Clock,
+    tls: Tls,
     log_level: LogLevel,
     errors: Vec<String>,
 }
@@ -42,6 +44,13 @@ struct Clock {
     synchronised: bool,
     doubted: bool,
     held: bool,
+}
+
+#[derive(Serialize)]
+struct Tls {
+    node_not_after_s: Option<u64>,
+    ca_not_after_s: Option<u64>,
+    rolling_over: bool,
 }
 
 /// `GET /v1/status`.
@@ -65,6 +74,7 @@ pub(crate) async fn status(call: Call) -> Handled {
         ));
     }
     let head = status.head;
+    let Standing { node_not_after_s, ca_not_after_s, rolling_over } = call.app.certificates.standing();
     let ClockStatus { wall_ms, sure_ms, synchronised, doubted, held } = status.clock;
     if doubted {
         let (wall, sure) = (output::time(wall_ms), output::time(sure_ms));
@@ -94,6 +104,7 @@ pub(crate) async fn status(call: Call) -> Handled {
             uptime_s: call.app.started.elapsed().as_secs(),
             now_ms: wall_ms,
             clock: Clock { wall_ms, sure_ms, synchronised, doubted, held },
+            tls: Tls { node_not_after_s, ca_not_after_s, rolling_over },
             log_level: LogLevel::now(),
             errors,
         },

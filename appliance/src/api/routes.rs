@@ -5,7 +5,9 @@
 
 use hyper::Method;
 
-use super::{Route, api_keys, blobs, certificates, clock, entries, feed, keys, log, login, node, transactions, users};
+use super::{
+    Route, api_keys, blobs, certificates, clock, entries, feed, keys, log, login, node, tls, transactions, users,
+};
 use crate::auth::Right;
 use crate::quota::Class;
 
@@ -18,7 +20,7 @@ macro_rules! handler {
 mod diagnostics;
 mod parameters;
 
-use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, KEY, LIMIT, OLD, PREFIX, WAIT};
+use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, KEY, LIMIT, OLD, PREFIX, ROLL_OVER, WAIT};
 
 /// Every route.
 pub(crate) static ROUTES: &[Route] = &[
@@ -453,6 +455,30 @@ pub(crate) static ROUTES: &[Route] = &[
         answers: &[(201, Some("RotatedKey"))],
         problems: &[409, 412, 507],
         handler: handler!(login::rotate),
+    },
+    Route {
+        method: Method::POST,
+        pattern: "/v1/tls/node",
+        right: Right::Rotate,
+        class: Class::Api,
+        summary: "Replaces the node's TLS key and certificate.",
+        query: &[],
+        body: None,
+        answers: &[(201, Some("RotatedCertificate"))],
+        problems: &[409, 412, 507],
+        handler: handler!(tls::rotate_node),
+    },
+    Route {
+        method: Method::POST,
+        pattern: "/v1/tls/ca",
+        right: Right::Rotate,
+        class: Class::Api,
+        summary: "Begins a roll-over to a new CA, during which clients may trust the old one or the new one; or ends it.",
+        query: &[ROLL_OVER],
+        body: None,
+        answers: &[(201, Some("RotatedCertificate"))],
+        problems: &[409, 412, 507],
+        handler: handler!(tls::rotate_ca),
     },
     Route {
         method: Method::POST,

@@ -42,6 +42,10 @@ pub(crate) static CERTIFICATES: Table<Certificate> =
 pub(crate) static SESSION_KEYS: Table<SessionKey> =
     Table::new("~session-keys/", ("no-such-session-key", "no session key has this id"), is_short_id, 64);
 
+/// The certificates that `rotate` made last: of the `node`, of the `ca`.
+pub(crate) static TLS: Table<TlsCertificate> =
+    Table::new("~tls/", ("no-such-certificate", "no certificate has this name"), is_tls_name, 2);
+
 /// What a principal may do, as users and API keys have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Access {
@@ -150,6 +154,19 @@ pub(crate) struct SessionKey {
     pub(crate) honoured_until_ms: Option<u64>,
 }
 
+/// A certificate that a rotation made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TlsCertificate {
+    /// SHA-256 of the certificate in DER, hex.
+    pub(crate) sha256: String,
+    /// Its end, seconds since 1970.
+    pub(crate) not_after_s: u64,
+    /// Node that has the private key.
+    pub(crate) node: String,
+    /// Whether the CA before it is trusted still.
+    pub(crate) rolling_over: bool,
+}
+
 /// A new API key: the row and the token, which is shown once.
 pub(crate) struct Issued {
     /// Id.
@@ -208,6 +225,10 @@ pub(super) fn fresh_id() -> String {
 
 pub(super) fn is_short_id(text: &str) -> bool {
     text.len() == 2 * ID_BYTES && is_hex(text)
+}
+
+fn is_tls_name(text: &str) -> bool {
+    matches!(text, "node" | "ca")
 }
 
 fn is_hash(text: &str) -> bool {

@@ -1,14 +1,37 @@
 //! Secrets of the ledger, each replaced by one command.
 
 use hyper::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::keys::figure;
 use crate::client::{Client, Request, Target, query};
 use crate::output::{self, Format};
 
+const NODE: &str = "/v1/tls/node";
+const BEGIN: &str = "/v1/tls/ca";
+const FINISH: &str = "/v1/tls/ca?roll_over=finish";
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Rotate {
+    /// Replace the CA that signs the node's certificate
+    ///
+    /// The new CA works at once, and the old one goes on to: clients that trust either of them are served. Give all of them
+    /// the new ca.pem of the data directory, which holds both, then end the roll-over with --finish: from then on only the
+    /// new CA counts. The key of the old one is destroyed at the beginning.
+    Ca {
+        #[command(flatten)]
+        target: Target,
+        /// End a roll-over: clients that know only the old CA are not served any more
+        #[arg(long)]
+        finish: bool,
+    },
+    /// Replace the TLS key and certificate of the node
+    ///
+    /// Connections that come next get the new one; those that are open stay. Clients that trust the CA notice nothing.
+    Node {
+        #[command(flatten)]
+        target: Target,
+    },
     /// Replace the keys that sign session tokens
     Sessions {
         #[command(flatten)]
@@ -20,12 +43,68 @@ pub(super) enum Rotate {
 }
 
 pub(super) async fn run(command: &Rotate, format: Format) -> anyhow::Result<()> {
-    let Rotate::Sessions { target, end_all } = command;
+    match command {
+        Rotate::Sessions { target, end_all } => sessions(target, *end_all, format).await,
+        Rotate::Node { target } => certificate(target, NODE, format).await,
+        Rotate::Ca { target, finish: false } => certificate(target, BEGIN, format).await,
+        Rotate::Ca { target, finish: true } => certificate(target, FINISH, format).await,
+    }
+}
+
+async fn sessions(target: &Target, end_all: bool, format: Format) -> anyhow::Result<()> {
     let path = format!("/v1/session-keys{}", query(&[("old", end_all.then_some("refused"))]));
     let answer = Client::open(target)?.send(Request::write(Method::POST, path, "")).await?;
     let key = figure(&answer.json()?, "key");
     match format {
         Format::Text => Ok(output::text(&format!("session tokens are signed by key {key} from now on\n"))?),
         Format::Json => Ok(output::json(&json!({ "key": key, "sessions_ended": end_all }))?),
+    }
+}
+
+async fn certificate(target: &Target, path: &str, format: Format) -> anyhow::Result<()> {
+    let answer = Client::open(target)?.send(Request::write(Method::POST, path, "")).await?;
+    let transaction = answer.header("samovar-transaction").and_then(|n| n.parse::<u64>().ok());
+    let mut document = answer.json()?;
+    document["transaction"] = transaction.into();
+    match format {
+        Format::Json => output::json(&document)?,
+        Format::Text => output::text(&render(path, &document))?,
+    }
+    Ok(())
+}
+
+fn render(path: &str, rotated: &Value) -> String {
+    let end = rotated.get("not_after_s").and_then(Value::as_u64);
+    let end = end.map_or("?".into(), |s| output::time(s.saturating_mul(1000)));
+    let what = match path {
+        NODE => "The node has a new key and certificate, served to connections that come next",
+        BEGIN => "There is a new CA beside the old one; clients may trust either of them",
+        _ => "The roll-over has ended: only the new CA counts",
+    };
+    let next = match rotated.get("rolling_over").and_then(Value::as_bool) {
+        Some(true) => "Give clients the new ca.pem, then run: samovar rotate ca --finish\n",
+        _ => "",
+    };
+    format!(
+        "{what}.\nSHA-256 {}, until {end}; transaction {} says so.\n{next}",
+        figure(rotated, "certificate"),
+        figure(rotated, "transaction")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_rotated_and_what_comes_next_is_said() {
+        let rotated = json!({ "certificate": "ab", "not_after_s": 86_400, "rolling_over": true, "transaction": 7 });
+        let said = render(BEGIN, &rotated);
+        for part in ["clients may trust either", "SHA-256 ab, until 1970-01-02", "transaction 7", "rotate ca --finish"]
+        {
+            assert!(said.contains(part), "`{part}` was expected in: {said}");
+        }
+        let over = json!({ "certificate": "ab", "not_after_s": 86_400, "rolling_over": false, "transaction": 8 });
+        assert!(!render(FINISH, &over).contains("--finish"), "nothing is left to do");
     }
 }

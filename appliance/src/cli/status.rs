@@ -101,6 +101,9 @@ fn figures(status: &Value) -> String {
         (_, Some(false)) => text.push_str("The clock is believed, though nothing synchronises it.\n"),
         (_, None) => {}
     }
+    if status.get("tls").and_then(|t| t.get("rolling_over")).and_then(Value::as_bool) == Some(true) {
+        text.push_str("Two CAs count: give clients the new ca.pem, then run: samovar rotate ca --finish\n");
+    }
     if let Some(level) = status.get("log_level").filter(|level| level.get("until_ms").is_some_and(Value::is_u64)) {
         text.push_str(&format!("{}\n", super::log_level::render(level)));
     }
@@ -133,6 +136,9 @@ mod tests {
         status["errors"] = serde_json::json!(["no room:\u{1b}[2J 5 bytes free"]);
         status["checkpoint_size"] = 19_000.into();
         status["clock"] = serde_json::json!({ "doubted": true, "synchronised": false });
+        status["tls"] = serde_json::json!({ "rolling_over": true });
+        let text = render(&status, 40);
+        assert!(text.contains("samovar rotate ca --finish"), "a roll-over under way is said: {text}");
         status["log_level"] = serde_json::json!({
             "configured": "info", "directives": "debug", "by": "user/alice", "until_ms": 86_400_000,
         });

@@ -8,15 +8,16 @@ use samovar_node::rt;
 /// A certificate that ends sooner than this should be replaced now, in days.
 const DAYS_MIN: u64 = 30;
 const DAY_S: u64 = 86_400;
+/// A start, and a daemon each minute, does it by itself as long as the CA's key is there.
+const ANEW: &str =
+    "With tls/ca.key there, a start makes it again: systemctl restart samovar; else restore tls/ from a backup";
 
 pub(super) fn node(facts: &Facts) -> Look {
-    let anew =
-        format!("It is made again by the CA: rm {}/tls/node.pem && systemctl restart samovar", facts.data.display());
-    ends(facts, "node", &anew)
+    ends(facts, "node", ANEW)
 }
 
 pub(super) fn authority(facts: &Facts) -> Look {
-    ends(facts, "ca", "This version cannot replace a CA: plan a new ledger, and export this one: samovar export --help")
+    ends(facts, "ca", ANEW)
 }
 
 fn ends(facts: &Facts, which: &str, next: &str) -> Look {
@@ -52,11 +53,7 @@ pub(super) fn names(facts: &Facts) -> Look {
     let more = if refused.len() > 1 { format!(", and {} more names", refused.len() - 1) } else { String::new() };
     no(
         format!("clients refuse it under {name}: {why}{more}"),
-        format!(
-            "rm {}/tls/node.pem && systemctl restart samovar; a name that the CA does not permit needs a new ledger, or \
-             another name",
-            facts.data.display()
-        ),
+        "samovar rotate node; if the CA does not permit the name: samovar rotate ca",
     )
 }
 

@@ -163,6 +163,12 @@ pub(super) fn all() -> Value {
         ),
         "Certificates": object(&["certificates"], &json!({ "certificates": list(&refer("Certificate")) })),
         "RotatedKey": object(&["key"], &json!({ "key": text() })),
+        "RotatedCertificate": object(
+            &["certificate", "not_after_s", "rolling_over"],
+            &json!({
+                "certificate": hash(), "not_after_s": number(), "rolling_over": { "type": "boolean" },
+            }),
+        ),
         "Status": status(),
         "AcceptedClock": object(
             &["transaction", "block", "before_ms", "block_time_ms"],
@@ -311,13 +317,23 @@ fn with(mut some: Value, more: &Value) -> Value {
 
 fn status() -> Value {
     object(
-        &["node", "name", "version", "role", "leader", "term", "height", "size", "clock", "errors", "now_ms"],
+        &["node", "name", "version", "role", "leader", "term", "height", "size", "clock", "tls", "errors", "now_ms"],
         &json!({
             "node": number(), "name": text(), "version": text(), "role": text(), "leader": number_or_null(),
             "term": number(), "height": number(), "size": number(), "block_time_ms": number(),
             "checkpoint_size": number(), "keys": number(), "free_bytes": number(), "reserve_bytes": number(),
             "store_bytes": number(), "archive_bytes": number(), "uptime_s": number(), "now_ms": number(),
-            "errors": list(&text()), "clock": clock(), "log_level": refer("LogLevel"),
+            "errors": list(&text()), "clock": clock(), "tls": tls(), "log_level": refer("LogLevel"),
+        }),
+    )
+}
+
+fn tls() -> Value {
+    object(
+        &["node_not_after_s", "ca_not_after_s", "rolling_over"],
+        &json!({
+            "node_not_after_s": number_or_null(), "ca_not_after_s": number_or_null(),
+            "rolling_over": { "type": "boolean" },
         }),
     )
 }

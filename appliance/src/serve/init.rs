@@ -55,7 +55,7 @@ pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) 
     let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     let log = Node::init(&disk, &config, &name, &origin(&name)).map_err(|e| anyhow!("making the ledger: {e}"))?;
     let address = listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
-    tls::make(&partial, &Subject::of(&name, address))?;
+    tls::make(&partial, &Subject::of(&name, address, &[]))?;
     write_new(&made.vkey, format!("{}\n", log.vkey).as_bytes(), Mode::Public)?;
     if let Some(listen) = listen {
         write_new(&partial.join(DATA_FILE), format!("[listen]\napi = \"{listen}\"\n").as_bytes(), Mode::Public)?;

@@ -5,18 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use rustls::ServerConfig;
 use samovar_node::Node;
 use tokio::sync::mpsc;
 
-use super::{heartbeat, note_certificates, notify};
+use super::{heartbeat, notify};
 use crate::api::Openness;
 use crate::config::Config;
 use crate::http::Limits;
 use crate::journal;
 use crate::live::Live;
-use crate::metrics::Metrics;
-use crate::tls::{self, ClientKeys, Loaded};
+use crate::tls::Certificates;
 
 /// Where the configuration comes from, each time it is read.
 #[derive(Debug, Clone, Default)]
@@ -39,35 +37,26 @@ pub(super) struct Settings {
     source: Source,
     /// The configuration in force.
     config: Config,
-    pub(super) tls: Live<ServerConfig>,
-    /// What TLS and the API share; the same one under every certificate.
-    pub(super) clients: Arc<ClientKeys>,
+    certificates: Arc<Certificates>,
     pub(super) limits: Live<Limits>,
     pub(super) openness: Live<Openness>,
 }
 
 impl Settings {
     /// As the daemon starts with them.
-    pub(super) fn new(source: Source, config: Config, tls: Loaded) -> Self {
+    pub(super) fn new(source: Source, config: Config, certificates: Arc<Certificates>) -> Self {
         let limits = Live::new(config.limits.clone());
         let openness = Live::new(Openness::of(&config));
-        let Loaded { config: tls, clients } = tls;
-        Self { source, config, tls: Live::shared(tls), clients, limits, openness }
+        Self { source, config, certificates, limits, openness }
     }
 
     /// Reloads whenever it is asked to, until nobody can ask any more.
-    pub(super) async fn follow(mut self, mut asked: mpsc::Receiver<()>, node: Node, metrics: Arc<Metrics>) {
+    pub(super) async fn follow(mut self, mut asked: mpsc::Receiver<()>, node: Node) {
         while asked.recv().await.is_some() {
             notify::reloading();
             let note = match self.reload() {
-                Ok(waiting) => {
-                    note_certificates(&metrics, &self.config.data);
-                    if waiting.is_empty() {
-                        String::new()
-                    } else {
-                        format!("; a restart is needed for {}", waiting.join(", "))
-                    }
-                }
+                Ok(waiting) if waiting.is_empty() => String::new(),
+                Ok(waiting) => format!("; a restart is needed for {}", waiting.join(", ")),
                 Err(error) => {
                     tracing::error!("the reload failed, what was in force stays: {error:#}");
                     format!("; the last reload failed, what was in force stays: {error:#}")
@@ -77,12 +66,11 @@ impl Settings {
         }
     }
 
-    /// Reads everything first, then replaces it. Returns the keys whose new values wait for a restart.
+    /// Reads everything first, then replaces it; the certificates last of what can fail. Returns the keys whose new values wait for a restart.
     fn reload(&mut self) -> Result<Vec<&'static str>> {
         let new = self.source.load()?;
-        let tls = tls::reload(&self.config.data, &self.clients).context("reading the certificates again")?;
+        self.certificates.reload().context("reading the certificates again")?;
         let waiting = needs_restart(&self.config, &new);
-        self.tls.set(tls);
         self.limits.set(Arc::new(new.limits.clone()));
         self.openness.set(Arc::new(Openness::of(&new)));
         journal::configure(new.level);
@@ -104,6 +92,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let keys = [
         ("node.data", old.data != new.data),
         ("listen.api", old.listen != new.listen),
+        ("tls.names", old.tls_names != new.tls_names),
         ("store.reserve", old.reserve_bytes != new.reserve_bytes),
         ("store.queue", old.queue_max != new.queue_max),
         ("store.cache", old.cache_bytes != new.cache_bytes),

@@ -333,7 +333,7 @@ fn a_reload_serves_a_new_certificate_while_an_open_stream_goes_on() {
 
     let other = tempfile::tempdir().expect("a directory");
     let local = std::net::IpAddr::from([127, 0, 0, 1]);
-    tls::make(other.path(), &tls::Subject::of("test", local)).expect("certificates of another authority");
+    tls::make(other.path(), &tls::Subject::of("test", local, &[])).expect("certificates of another authority");
     for file in ["tls/node.pem", "tls/node.key", "ca.pem"] {
         std::fs::copy(other.path().join(file), daemon.data.path().join(file)).expect("copied");
     }

@@ -1,4 +1,5 @@
-//! Until when a certificate holds (RFC 5280, 4.1.2.5): the one field of a certificate that rustls checks but does not tell.
+//! From when until when a certificate holds (RFC 5280, 4.1.2.5): the one field of a certificate that rustls checks but does
+//! not tell.
 
 use time::{Date, Month, PrimitiveDateTime, Time};
 
@@ -7,8 +8,17 @@ const EXPLICIT_VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// End of validity of a certificate in DER, in seconds since 1970. Nothing if this is no certificate, or it ended before.
-pub(super) fn not_after_s(der: &[u8]) -> Option<u64> {
+/// When a certificate holds, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Validity {
+    /// Its beginning; 0 for one before 1970.
+    pub(super) not_before_s: u64,
+    /// Its end.
+    pub(super) not_after_s: u64,
+}
+
+/// Validity of a certificate in DER. Nothing if this is no certificate, or it ended before 1970.
+pub(super) fn of(der: &[u8]) -> Option<Validity> {
     let (certificate, _) = take(der, SEQUENCE)?;
     let (mut fields, _) = take(certificate, SEQUENCE)?;
     if let Some((_, after_version)) = take(fields, EXPLICIT_VERSION) {
@@ -18,9 +28,10 @@ pub(super) fn not_after_s(der: &[u8]) -> Option<u64> {
         fields = any(fields)?.2;
     }
     let (validity, _) = take(fields, SEQUENCE)?;
-    let (_, _, after_not_before) = any(validity)?;
-    let (tag, text, _) = any(after_not_before)?;
-    seconds(tag, std::str::from_utf8(text).ok()?)
+    let (begin_tag, begin, after_not_before) = any(validity)?;
+    let (end_tag, end, _) = any(after_not_before)?;
+    let not_before_s = seconds(begin_tag, std::str::from_utf8(begin).ok()?).unwrap_or(0);
+    Some(Validity { not_before_s, not_after_s: seconds(end_tag, std::str::from_utf8(end).ok()?)? })
 }
 
 /// The content of the element at the start if it has this tag, and what follows it.
@@ -84,12 +95,13 @@ mod tests {
             253_402_300_799, // 9999-12-31 23:59:59
         ] {
             let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
-            params.not_before = OffsetDateTime::UNIX_EPOCH;
+            params.not_before = OffsetDateTime::from_unix_timestamp(end / 2).expect("a time");
             params.not_after = OffsetDateTime::from_unix_timestamp(end).expect("a time");
             let der = params.self_signed(&key).expect("signed").der().to_vec();
-            assert_eq!(not_after_s(&der), u64::try_from(end).ok(), "a certificate until {end} seconds after 1970");
+            let life = of(&der).map(|v| (v.not_before_s.cast_signed(), v.not_after_s.cast_signed()));
+            assert_eq!(life, Some((end / 2, end)), "a certificate until {end} seconds after 1970");
             for cut in 0..der.len() {
-                assert_eq!(not_after_s(&der[..cut]), None, "{cut} of {} bytes are no certificate", der.len());
+                assert_eq!(of(&der[..cut]), None, "{cut} of {} bytes are no certificate", der.len());
             }
         }
     }

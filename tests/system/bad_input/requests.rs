@@ -32,6 +32,8 @@ const PATHS: &[(&str, &[&str])] = &[
     ("/v1/certificates", &["POST", "GET"]),
     ("/v1/certificates/00", &["DELETE"]),
     ("/v1/session-keys", &["POST"]),
+    ("/v1/tls/node", &["POST"]),
+    ("/v1/tls/ca", &["POST"]),
     ("/v1/clock/accept", &["POST"]),
     ("/v1/log-level", &["GET", "PUT", "DELETE"]),
     ("/v1/status", &["GET"]),

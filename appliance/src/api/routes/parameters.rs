@@ -36,6 +36,11 @@ pub(super) const OLD: Parameter = Parameter {
     takes: Takes::OneOf(&["honoured", "refused"]),
     doc: "What becomes of sessions: `honoured` (default), until they run out; `refused`, all end at once.",
 };
+pub(super) const ROLL_OVER: Parameter = Parameter {
+    name: "roll_over",
+    takes: Takes::OneOf(&["begin", "finish"]),
+    doc: "`begin` (default): a new CA beside the old one; `finish`: the old one counts no more.",
+};
 pub(super) const SECONDS: Parameter = Parameter {
     name: "seconds",
     takes: Takes::Number,

@@ -1,0 +1,236 @@
+//! Certificates, CA and session keys replaced under load: clients that verify what they are shown lose no request.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use hyper::Method;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use samovar_tests::{Client, Daemon, Settings};
+use serde_json::{Value, json};
+
+/// Requests a second, all clients together; the long lane asks for 200.
+const RATE: &str = "SAMOVAR_TLS_RATE";
+/// Seconds of load between two rotations.
+const PAUSE: &str = "SAMOVAR_TLS_PAUSE";
+const PASSWORD: &str = "a samovar in every house";
+
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+/// What the clients saw.
+#[derive(Default)]
+struct Seen {
+    answered: AtomicU64,
+    failures: std::sync::Mutex<Vec<String>>,
+}
+
+impl Seen {
+    fn note(&self, who: &str, outcome: anyhow::Result<u16>) {
+        match outcome {
+            Ok(200 | 201) => drop(self.answered.fetch_add(1, Relaxed)),
+            Ok(status) => self.failures.lock().unwrap().push(format!("{who}: status {status}")),
+            Err(error) => self.failures.lock().unwrap().push(format!("{who}: {error:#}")),
+        }
+    }
+}
+
+/// A client that asks at a steady pace until it is told to stop.
+struct Asker {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<u64>,
+}
+
+/// How a client asks.
+struct Manner {
+    who: &'static str,
+    ca: PathBuf,
+    token: String,
+    /// Requests of a connection; 0: all.
+    per_connection: u64,
+}
+
+impl Asker {
+    fn start(port: u16, manner: Manner, pace: Duration, seen: &Arc<Seen>) -> Self {
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), seen.clone());
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let (mut client, mut asked) = (None, 0u64);
+            let mut ticks = tokio::time::interval(pace);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            while !stopped.load(Relaxed) {
+                ticks.tick().await;
+                let outcome = ask(port, &manner, &mut client, asked).await;
+                seen.note(manner.who, outcome);
+                asked += 1;
+                if manner.per_connection > 0 && asked % manner.per_connection == 0 {
+                    client = None;
+                }
+            }
+            asked
+        });
+        Self { stop, task }
+    }
+
+    /// Stops it after the request that it is at; how many it made.
+    async fn stop(self) -> u64 {
+        self.stop.store(true, Relaxed);
+        self.task.await.unwrap()
+    }
+}
+
+async fn ask(port: u16, manner: &Manner, client: &mut Option<Client>, n: u64) -> anyhow::Result<u16> {
+    let mut open = match client.take() {
+        Some(open) => open,
+        None => Client::connect(port, &manner.ca, Some(&manner.token)).await?,
+    };
+    let answer = match n % 2 {
+        0 => open.put(&format!("/v1/keys/load/{}", manner.who), n.to_string()).await?,
+        _ => open.get("/v1/keys?prefix=load/").await?,
+    };
+    *client = Some(open);
+    Ok(answer.status)
+}
+
+/// Runs a command of the binary, which must succeed.
+async fn good(daemon: &Daemon, words: &[&str]) -> Value {
+    let mut command: Command = daemon.command(words).unwrap();
+    command.args(["--output", "json"]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "`samovar {}` was expected to succeed: {said}", words.join(" "));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Copies one of the certificates of `ca.pem` into a file of its own, as a client has it.
+fn copy_of(daemon: &Daemon, at: usize, to: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(daemon.data().join("ca.pem")).unwrap();
+    let blocks: Vec<_> = text.split_inclusive("-----END CERTIFICATE-----\n").collect();
+    let mut file = std::fs::File::create(to).unwrap();
+    std::io::Write::write_all(&mut file, blocks[at].as_bytes()).unwrap();
+    to.to_owned()
+}
+
+async fn session(daemon: &Daemon) -> String {
+    let mut admin = daemon.client().await.unwrap();
+    let json_body = [("content-type", "application/json")];
+    let user = json!({ "name": "alice", "role": "writer", "password": PASSWORD }).to_string();
+    let made = admin.request(Method::POST, "/v1/users", &json_body, user).await.unwrap();
+    assert_eq!(made.status, 201, "{}", made.text());
+    let login = json!({ "user": "alice", "password": PASSWORD }).to_string();
+    let answer = admin.request(Method::POST, "/v1/login", &json_body, login).await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json().unwrap()["token"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotations_under_load_lose_no_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::create(&directory.path().join("data"), Settings::default()).await.unwrap();
+    let (rate, pause) = (setting(RATE, 40), Duration::from_secs(setting(PAUSE, 1)));
+    let token = std::fs::read_to_string(daemon.data().join("admin.token")).unwrap().trim().to_owned();
+    let old_ca = copy_of(&daemon, 0, &directory.path().join("old.pem"));
+    let session = session(&daemon).await;
+    let seen = Arc::new(Seen::default());
+    // Four at a time, each with a quarter of the rate.
+    let pace = Duration::from_millis(4000 / rate);
+    let start = |who, ca: &Path, token: &str, per_connection| {
+        let manner = Manner { who, ca: ca.to_owned(), token: token.to_owned(), per_connection };
+        Asker::start(daemon.port(), manner, pace, &seen)
+    };
+    let kept = start("kept", &old_ca, &token, 0);
+    let with_session = start("session", &old_ca, &session, 5);
+    let fresh_old = start("fresh-old", &old_ca, &token, 1);
+    let begun = tokio::time::Instant::now();
+
+    tokio::time::sleep(pause).await;
+    good(&daemon, &["rotate", "sessions"]).await;
+    tokio::time::sleep(pause).await;
+    let node = good(&daemon, &["rotate", "node"]).await;
+    tokio::time::sleep(pause).await;
+    let ca = good(&daemon, &["rotate", "ca"]).await;
+    let new_ca = copy_of(&daemon, 0, &directory.path().join("new.pem"));
+    let fresh_new = start("fresh-new", &new_ca, &token, 1);
+    tokio::time::sleep(pause).await;
+    let status = good(&daemon, &["status"]).await;
+    assert_eq!(status["tls"]["rolling_over"], true, "the status tells of a roll-over: {status}");
+    let again = daemon.command(&["rotate", "ca"]).unwrap().output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "a second roll-over within the first is refused");
+
+    // Who knows only the old CA is not served after the end; those with connections stay.
+    let mut asked = fresh_old.stop().await + with_session.stop().await;
+    good(&daemon, &["rotate", "ca", "--finish"]).await;
+    tokio::time::sleep(pause).await;
+    let elapsed = begun.elapsed();
+    asked += kept.stop().await + fresh_new.stop().await;
+    let (answered, failures) = (seen.answered.load(Relaxed), seen.failures.lock().unwrap().clone());
+    println!("RESULT rotations: {answered} of {asked} requests answered in {elapsed:?}, {} failed", failures.len());
+    assert!(failures.is_empty(), "no request may fail; {} of {asked} did: {failures:#?}", failures.len());
+    assert!(answered == asked && asked > 40, "{answered} of {asked} requests were answered");
+
+    let refused = Client::connect(daemon.port(), &old_ca, None).await.err();
+    assert!(refused.is_some(), "the old CA must not count after the end of the roll-over");
+    assert_ne!(node["certificate"], ca["certificate"]);
+    each_is_an_entry_with_a_receipt(&daemon, &[&node, &ca]).await;
+}
+
+async fn each_is_an_entry_with_a_receipt(daemon: &Daemon, rotations: &[&Value]) {
+    let mut admin = daemon.client().await.unwrap();
+    for rotated in rotations {
+        let n = rotated["transaction"].as_u64().expect("the command names the transaction");
+        let entry = admin.get(&format!("/v1/transactions/{n}")).await.unwrap();
+        assert!(entry.text().contains("~tls/"), "entry {n} says what was rotated: {}", entry.text());
+        let receipt = admin.get(&format!("/v1/transactions/{n}/receipt?wait=quorum")).await.unwrap();
+        assert_eq!(receipt.status, 200, "entry {n} has a receipt: {}", receipt.text());
+    }
+}
+
+/// Certificates as a box has them that was switched off for eleven years.
+fn expire(data: &Path) {
+    let key = |name: &str| {
+        let pem = std::fs::read_to_string(data.join("tls").join(name)).unwrap();
+        rcgen::KeyPair::from_pem(&pem).unwrap()
+    };
+    let (ca_key, node_key) = (key("ca.key"), key("node.key"));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(data.join("ca.pem")).unwrap()).unwrap();
+    let subject = String::from_utf8_lossy(&roots.roots[0].subject).into_owned();
+    let name = &subject[subject.find("Samovar CA of ").expect("the CA's name")..];
+    let mut ca = rcgen::CertificateParams::default();
+    ca.distinguished_name = rcgen::DistinguishedName::new();
+    ca.distinguished_name.push(rcgen::DnType::CommonName, name);
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(1));
+    (ca.not_before, ca.not_after) = (rcgen::date_time_ymd(2005, 1, 1), rcgen::date_time_ymd(2015, 1, 1));
+    let mut node = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    (node.not_before, node.not_after) = (rcgen::date_time_ymd(2013, 1, 1), rcgen::date_time_ymd(2015, 1, 1));
+    let signed = node.signed_by(&node_key, &rcgen::Issuer::from_params(&ca, &ca_key)).unwrap();
+    for (file, pem) in [("ca.pem", ca.self_signed(&ca_key).unwrap().pem()), ("tls/node.pem", signed.pem())] {
+        let mut file = std::fs::File::create(data.join(file)).unwrap();
+        std::io::Write::write_all(&mut file, pem.as_bytes()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_node_whose_certificates_all_expired_heals_at_its_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::create(&directory.path().join("data"), Settings::default()).await.unwrap();
+    daemon.stop().unwrap();
+    expire(daemon.data());
+    let expired = copy_of(&daemon, 0, &directory.path().join("expired.pem"));
+    // Ready means that a client with the new ca.pem verified the node.
+    daemon.start().await.unwrap();
+    let token = std::fs::read_to_string(daemon.data().join("admin.token")).unwrap();
+    // Its key is the same, so that copies of the old certificate are as good to whom dates of a root do not matter.
+    let mut client = Client::connect(daemon.port(), &expired, Some(token.trim())).await.expect("the CA's key is kept");
+    let status = client.get("/v1/status").await.unwrap().json().unwrap();
+    let (node, ca) = (&status["tls"]["node_not_after_s"], &status["tls"]["ca_not_after_s"]);
+    let now_s = status["now_ms"].as_u64().unwrap() / 1000;
+    for (which, end) in [("node", node), ("ca", ca)] {
+        assert!(end.as_u64().is_some_and(|end| end > now_s), "the certificate `{which}` ends {end}, it is {now_s}");
+    }
+    assert_eq!(status["tls"]["rolling_over"], false, "a renewal is no roll-over");
+}
