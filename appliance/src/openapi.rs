@@ -124,6 +124,8 @@ fn query_parameter(parameter: &Parameter) -> Value {
         Takes::Text if parameter.name == "prefix" => schemas::prefix(),
         Takes::Text => schemas::key(),
         Takes::Number if parameter.name == "limit" => json!({ "type": "integer", "minimum": 1, "maximum": 1000 }),
+        // As far as the default of `limits.request_deadline` reaches.
+        Takes::Number if parameter.name == "seconds" => json!({ "type": "integer", "minimum": 1, "maximum": 25 }),
         Takes::Number => schemas::number(),
         Takes::OneOf(choices) => json!({ "type": "string", "enum": choices }),
     };

@@ -60,19 +60,22 @@ pub(crate) async fn post(mut call: Call) -> Handled {
 /// The SHA-256 that the client says the body has: `Content-Digest` or `Repr-Digest` (RFC 9530), or the older `Digest`
 /// (RFC 3230). Other algorithms are passed over.
 fn digest(headers: &HeaderMap) -> Result<Option<[u8; 32]>, Problem> {
+    let malformed = |name| Problem::invalid(format!("{name} is not as RFC 9530 has it: sha-256=:BASE64 OF 32 BYTES:"));
     let mut said = None;
     for name in [&CONTENT_DIGEST, &REPR_DIGEST, &DIGEST] {
         for item in keys::single(headers, name)?.unwrap_or("").split(',') {
-            let Some((algorithm, value)) = item.trim().split_once('=') else { continue };
+            let item = item.trim();
+            if item.is_empty() {
+                continue;
+            }
+            let (algorithm, value) = item.split_once('=').ok_or_else(|| malformed(name))?;
             if !algorithm.eq_ignore_ascii_case("sha-256") {
                 continue;
             }
             let inner =
                 if *name == DIGEST { Some(value) } else { value.strip_prefix(':').and_then(|v| v.strip_suffix(':')) };
             let hash = inner.and_then(|text| STANDARD.decode(text).ok()).and_then(|bytes| bytes.try_into().ok());
-            let hash: [u8; 32] = hash.ok_or_else(|| {
-                Problem::invalid(format!("{name} is not as RFC 9530 has it: sha-256=:BASE64 OF 32 BYTES:"))
-            })?;
+            let hash: [u8; 32] = hash.ok_or_else(|| malformed(name))?;
             if said.is_some_and(|other| other != hash) {
                 return Err(Problem::invalid("the digests in the header are not the same"));
             }
@@ -292,7 +295,9 @@ mod tests {
             assert_eq!(of(name, &value), Ok(Some([7; 32])), "{name}: {value}");
         }
         assert_eq!(of("content-digest", "sha-512=:AAAA:"), Ok(None), "other algorithms are passed over");
-        for bad in [format!("sha-256={text}"), "sha-256=:AAAA:".into(), "sha-256=::".into(), "sha-256=:?:".into()] {
+        for bad in
+            ["{}".into(), format!("sha-256={text}"), "sha-256=:AAAA:".into(), "sha-256=::".into(), "sha-256=:?:".into()]
+        {
             assert_eq!(of("content-digest", &bad), Err(400), "content-digest: {bad}");
         }
     }

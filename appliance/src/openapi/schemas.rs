@@ -32,9 +32,10 @@ pub(super) fn key() -> Value {
     })
 }
 
-/// The CID of a blob.
+/// The CID of a blob. 58 characters of five bits hold 36 bytes, of which the first four are always the same: so the eighth
+/// character has two bits that are, and the last has two that are zero.
 pub(super) fn cid() -> Value {
-    json!({ "type": "string", "pattern": "^bafkrei[a-z2-7]{52}$" })
+    json!({ "type": "string", "pattern": "^bafkrei[a-h][a-z2-7]{50}[aeimquy4]$" })
 }
 
 /// The beginning of keys, perhaps of all.

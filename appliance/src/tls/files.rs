@@ -168,7 +168,7 @@ impl Files {
                 set_aside(&self.tls(name))?;
             }
             self.put_node(&node)?;
-            done.push(format!("the node's key and certificate were made again by the CA, because {why}"));
+            done.push(format!("the node's key and certificate were made again by its CA, because {why}"));
         }
         Ok(done)
     }
