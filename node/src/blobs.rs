@@ -204,10 +204,10 @@ impl Blobs {
 
     /// Gives the files of a blob names that go, and forgets it. Called with `names` held, which then must be synced.
     fn put_away(&self, cid: &Cid) -> Result<(), Error> {
+        self.state().known.remove(cid);
         for path in [self.path(cid), self.damaged_path(cid)] {
             let gone = {
                 let mut state = self.state();
-                state.known.remove(cid);
                 state.sequence += 1;
                 self.directory.join(format!("{ERASED_PREFIX}{}", state.sequence))
             };
@@ -237,9 +237,15 @@ impl Blobs {
             state.known.iter().filter(|(_, known)| goes(known)).map(|(cid, _)| *cid).collect()
         };
         for cid in &idle {
-            // A write may have come to name it in between.
-            let pinned = self.state().known.get(cid).is_none_or(|known| known.pins > 0 || known.references > 0);
-            if !pinned {
+            // A write may have come to name it in between; from here on none can.
+            let goes = match self.state().known.get_mut(cid) {
+                Some(known) if known.pins == 0 && known.references == 0 => {
+                    known.condemned = true;
+                    true
+                }
+                _ => false,
+            };
+            if goes {
                 self.put_away(cid)?;
             }
         }

@@ -142,7 +142,7 @@ impl Facts {
         }
     }
 
-    /// The certificates, if this user may look at them.
+    /// The names that the node's certificate must hold for, if this user may look at them.
     pub(super) fn subject(&self) -> Fact<tls::Subject> {
         super::need(&self.files)?;
         let config = self.configured()?;
