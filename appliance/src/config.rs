@@ -14,13 +14,15 @@ use crate::auth::LIFE_MS_MAX;
 use crate::bucket::Quota;
 use crate::http::{Limits, is_origin};
 use crate::quota::Quotas;
-use crate::tls::is_dns_name;
+use crate::tls::{SiteSource, is_dns_name};
 
 mod nearest;
 #[cfg(test)]
 mod reference;
+mod site;
 mod units;
 
+pub(crate) use site::ChallengeKind;
 pub(crate) use units::{Network, Size, Span};
 
 /// Where the configuration lies when none is named.
@@ -92,6 +94,38 @@ sections! {
         /// also under `.local`, loopback, and the address it listens on. They come into the next certificate (`samovar rotate
         /// node`); names that are neither local nor known to the CA need a new one (`samovar rotate ca`).
         names: Vec<String> = Vec::new(),
+        /// Where a certificate for the site's names comes from, beside the one of the ledger's own CA, which goes on to be shown
+        /// under every other name and address: `local` (there is none), `files` (the two below) or `acme` (section `[acme]`).
+        source: site::Source = site::Source::Local,
+        /// With `files`: the certificate and those that link it to its root, in that order (PEM, absolute path). Read again at a
+        /// reload and within a minute of a change.
+        certificate: PathBuf = site::none(),
+        /// With `files`: its private key (PEM, absolute path). The user that runs the daemon must be able to read it, and nobody else should.
+        key: PathBuf = site::none(),
+    }
+    /// A certificate from an authority that speaks ACME (RFC 8555), such as Let's Encrypt or the site's own. Ordered, and
+    /// renewed at two thirds of its life, with `tls.source = "acme"`. The authority connects to port 80 or 443 of each name:
+    /// `systemctl enable samovar-acme.socket`.
+    acme: AcmeSection {
+        /// Host names to order, each of which must lead to this node.
+        names: Vec<site::Name> = Vec::new(),
+        /// URL of the authority's directory.
+        directory: site::HttpsUrl = site::lets_encrypt(),
+        /// Whether the site agrees to the authority's terms of service. Without that nothing is ordered.
+        terms_agreed: bool = false,
+        /// Mail addresses for the authority, if something is wrong with the account.
+        contacts: Vec<site::Mail> = Vec::new(),
+        /// How names are proved: `http-01` (the authority asks on port 80) or `tls-alpn-01` (on port 443). After a failure the
+        /// next one of the list is tried.
+        challenges: Vec<ChallengeKind> = vec![ChallengeKind::Http01],
+        /// File with the roots that the directory's own certificate must lead to (PEM, absolute path), instead of the system's.
+        roots: PathBuf = site::none(),
+        /// File with the external account binding that some authorities want (absolute path; RFC 8555, 7.3.4):
+        /// `{"kid": "…", "hmac": "…"}`, the key in base64url. Read when the account is made.
+        account_binding: PathBuf = site::none(),
+        /// Addresses to answer challenges at, beside the sockets that systemd passes. For tests, and for a redirection of the
+        /// ports 80 and 443: those need a privilege that the daemon does not have.
+        listen: Vec<SocketAddr> = Vec::new(),
     }
     /// The chain log and who may read it.
     chain: ChainSection {
@@ -250,6 +284,10 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// More names and addresses of the node's certificate.
     pub(crate) tls_names: Vec<String>,
+    /// Where the certificate for the site's names comes from.
+    pub(crate) site: SiteSource,
+    /// Addresses to answer ACME challenges at.
+    pub(crate) acme_listen: Vec<SocketAddr>,
     /// Whether the log is public.
     pub(crate) public: bool,
     /// Bytes kept free.
@@ -361,6 +399,7 @@ impl ConfigFile {
         if let Some(wrong) = self.tls.names.iter().find(|n| !is_dns_name(n) && n.parse::<IpAddr>().is_err()) {
             return Err(format!("tls.names: `{wrong}` is neither a host name nor an address"));
         }
+        let site = site::check(&self.tls, &self.acme)?;
         if !(1..=BLOB_BYTES_MAX).contains(&self.blobs.size.0) {
             return Err(format!("blobs.size is {}, it must lie between 1B and 4GiB", self.blobs.size));
         }
@@ -373,6 +412,8 @@ impl ConfigFile {
             data: self.node.data,
             listen: self.listen.api,
             tls_names: self.tls.names,
+            site,
+            acme_listen: self.acme.listen,
             public: self.chain.public,
             reserve_bytes: self.store.reserve.0,
             queue_max: self.store.queue,

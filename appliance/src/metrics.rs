@@ -87,6 +87,8 @@ pub(crate) struct Metrics {
     /// Runs of argon2.
     pub(crate) password_hashes: Counter,
     certificates: Family<CertificateLabels, UGauge>,
+    acme_orders: Family<ResultLabels, Counter>,
+    acme_failed: UGauge,
     /// Watches that are open.
     pub(crate) watches: UGauge,
 }
@@ -119,6 +121,8 @@ impl Metrics {
             logins: Family::default(),
             password_hashes: Counter::default(),
             certificates: Family::default(),
+            acme_orders: Family::default(),
+            acme_failed: Gauge::default(),
             watches: Gauge::default(),
         };
         metrics.register();
@@ -153,6 +157,10 @@ impl Metrics {
         r.register("samovar_password_hashes", "Runs of argon2", self.password_hashes.clone());
         let help = "End of a certificate's validity, since 1970";
         r.register_with_unit("samovar_certificate_expiry_timestamp", help, Unit::Seconds, self.certificates.clone());
+        let help = "Certificates ordered from an ACME authority, by what became of the order";
+        r.register("samovar_acme_orders", help, self.acme_orders.clone());
+        let help = "When an order failed last, since 1970; 0 once one succeeds";
+        r.register_with_unit("samovar_acme_failure_timestamp", help, Unit::Seconds, self.acme_failed.clone());
         r.register("samovar_watches", "Open watches", self.watches.clone());
     }
 
@@ -165,6 +173,9 @@ impl Metrics {
         }
         for result in ["done", "failed", "timeout"] {
             drop(self.handshakes.get_or_create(&ResultLabels { result }));
+        }
+        for result in ["issued", "failed"] {
+            drop(self.acme_orders.get_or_create(&ResultLabels { result }));
         }
         for reason in ["address", "total"] {
             drop(self.refused.get_or_create(&ReasonLabels { reason }));
@@ -214,6 +225,21 @@ impl Metrics {
     /// A certificate that is in use holds until then, seconds since 1970. `certificate` is `node` or `ca`.
     pub(crate) fn certificate(&self, certificate: &'static str, not_after_s: u64) {
         self.certificates.get_or_create(&CertificateLabels { certificate }).set(not_after_s);
+    }
+
+    /// The certificate for the site's names holds until then, seconds since 1970, if there is one.
+    pub(crate) fn site_certificate(&self, not_after_s: Option<u64>) {
+        match not_after_s {
+            Some(not_after_s) => self.certificate("site", not_after_s),
+            None => drop(self.certificates.remove(&CertificateLabels { certificate: "site" })),
+        }
+    }
+
+    /// An order at an ACME authority ended at this time, seconds since 1970.
+    pub(crate) fn acme_order(&self, issued: bool, now_s: u64) {
+        let result = if issued { "issued" } else { "failed" };
+        self.acme_orders.get_or_create(&ResultLabels { result }).inc();
+        self.acme_failed.set(if issued { 0 } else { now_s });
     }
 
     /// So many connections may be open.

@@ -22,7 +22,7 @@ use crate::durable::{Mode, write_new};
 use crate::http::Server;
 use crate::journal;
 use crate::metrics::Metrics;
-use crate::tls::{self, Certificates};
+use crate::tls::{self, Certificates, Responder};
 
 mod directory;
 mod heartbeat;
@@ -32,6 +32,7 @@ mod machine_clock;
 mod node_thread;
 mod notify;
 mod reload;
+mod sockets;
 
 pub(crate) use directory::{ADMIN_TOKEN_FILE, LOCK_FILE, VKEY_FILE};
 pub(crate) use init::{dev, init};
@@ -69,7 +70,7 @@ fn run(
 ) -> Result<()> {
     let directory = DataDirectory::open(&config.data)?;
     raise_descriptor_limit(config.limits.connections_max)?;
-    let listener = bind(config.listen)?;
+    let listeners = (bind(config.listen)?, sockets::acme(&config.acme_listen)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -81,7 +82,7 @@ fn run(
 
     let served = runtime.block_on(async {
         let ended = node.ended();
-        listen(config, source, node.node().clone(), listener, Events { ready, stop, reloads, ended }).await
+        listen(config, source, node.node().clone(), listeners, Events { ready, stop, reloads, ended }).await
     });
 
     notify::stopping("Making everything durable");
@@ -104,14 +105,15 @@ async fn listen(
     config: &Config,
     source: Source,
     node: Node,
-    listener: TcpListener,
+    (listener, acme): (TcpListener, Vec<TcpListener>),
     events: Events<impl FnOnce(SocketAddr), impl Future<Output = ()>, impl Future<Output = ()>>,
 ) -> Result<()> {
     let Events { ready, stop, reloads, ended } = events;
     let (stopping, stop_seen) = watch::channel(false);
     let metrics = Arc::new(Metrics::new(&config.data));
     let subject = tls::Subject::of(&node.status().name, config.listen.ip(), &config.tls_names);
-    let certificates = Certificates::open(&config.data, subject, node.clone(), metrics.clone())?;
+    let certificates =
+        Certificates::open(&config.data, (subject, config.site.clone()), node.clone(), metrics.clone())?;
     let settings = Settings::new(source, config.clone(), certificates.clone());
     let (tls, limits) = (certificates.server(), settings.limits.clone());
     let live = (limits.clone(), settings.openness.clone());
@@ -131,6 +133,7 @@ async fn listen(
     ready(address);
     let mut attendants = JoinSet::new();
     attendants.spawn(settings.follow(reloads, node.clone()));
+    attendants.spawn(Responder::new(acme, certificates.site.clone(), address.port())?.run());
     attendants.spawn(certificates.follow());
     attendants.spawn(heartbeat::run(node));
 

@@ -11,18 +11,25 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
+mod acme;
 mod authority;
 mod certificates;
 mod clients;
 mod files;
+mod site;
 mod validity;
 
+pub(crate) use acme::{AcmeSettings, Responder};
 pub(crate) use authority::{Subject, Times, is_dns_name};
 pub(crate) use certificates::{Certificates, Shown, Standing};
 pub(crate) use clients::{ClientKeys, key_hash};
+pub(crate) use site::{SiteSource, SiteStanding};
 
 use clients::AnyKey;
 use files::Files;
+use site::{Presented, Served};
+
+use crate::live::Live;
 
 /// CA certificates, for clients, in the data directory.
 pub(crate) const CA_FILE: &str = "ca.pem";
@@ -63,7 +70,7 @@ pub(crate) fn refused_names(data: &Path, subject: &Subject) -> Result<Vec<(Strin
 pub(crate) fn load(data: &Path) -> Result<Arc<rustls::ServerConfig>> {
     let own = Own::read(&Files::of(data))?;
     let clients = Arc::new(ClientKeys::new(own.hash));
-    own.config(&clients)
+    own.config(&clients, Live::new(None))
 }
 
 /// What the node proves itself with.
@@ -87,22 +94,25 @@ impl Own {
 
     /// Whether key and certificate fit each other.
     fn check(&self) -> Result<()> {
+        self.certified().map(drop)
+    }
+
+    fn certified(&self) -> Result<CertifiedKey> {
         let provider = rustls::crypto::ring::default_provider();
         CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), &provider)
-            .map(drop)
             .context("the node's certificate and key in tls/ do not fit: restore both from a backup")
     }
 
-    /// TLS with it.
-    fn config(self, clients: &Arc<ClientKeys>) -> Result<Arc<rustls::ServerConfig>> {
+    /// TLS with it, and under the site's names with what stands in `site`.
+    fn config(self, clients: &Arc<ClientKeys>, site: Live<Option<Served>>) -> Result<Arc<rustls::ServerConfig>> {
+        let presented = Presented { local: Arc::new(self.certified()?), site };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = AnyKey { keys: clients.clone(), algorithms: provider.signature_verification_algorithms };
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
             .context("choosing TLS versions")?
             .with_client_cert_verifier(Arc::new(verifier))
-            .with_single_cert(self.chain, self.key)
-            .context("the node's certificate and key in tls/ do not fit: restore both from a backup")?;
+            .with_cert_resolver(Arc::new(presented));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = rustls::crypto::ring::Ticketer::new().context("making session ticket keys")?;
         Ok(Arc::new(config))

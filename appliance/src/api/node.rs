@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::log_level::LogLevel;
 use super::problem::Problem;
 use super::{Call, Handled, render};
-use crate::tls::Standing;
+use crate::tls::{SiteStanding, Standing};
 use crate::{metrics, openapi, output};
 
 #[derive(Serialize)]
@@ -51,6 +51,18 @@ struct Tls {
     node_not_after_s: Option<u64>,
     ca_not_after_s: Option<u64>,
     rolling_over: bool,
+    site: SiteTls,
+}
+
+/// The certificate for the site's own names.
+#[derive(Serialize)]
+struct SiteTls {
+    source: &'static str,
+    names: Vec<String>,
+    not_after_s: Option<u64>,
+    served: bool,
+    error: Option<String>,
+    next_try_ms: Option<u64>,
 }
 
 /// `GET /v1/status`.
@@ -75,6 +87,12 @@ pub(crate) async fn status(call: Call) -> Handled {
     }
     let head = status.head;
     let Standing { node_not_after_s, ca_not_after_s, rolling_over } = call.app.certificates.standing();
+    let SiteStanding { source, names, not_after_s, served, trouble, next_try_ms } = call.app.certificates.site.standing();
+    if let Some(trouble) = &trouble {
+        let next = next_try_ms.map_or(String::new(), |ms| format!("; it is tried again at {}", output::time(ms)));
+        errors.push(format!("the certificate for the site's names: {trouble}{next}"));
+    }
+    let site = SiteTls { source, names, not_after_s, served, error: trouble, next_try_ms };
     let ClockStatus { wall_ms, sure_ms, synchronised, doubted, held } = status.clock;
     if doubted {
         let (wall, sure) = (output::time(wall_ms), output::time(sure_ms));
@@ -104,7 +122,7 @@ pub(crate) async fn status(call: Call) -> Handled {
             uptime_s: call.app.started.elapsed().as_secs(),
             now_ms: wall_ms,
             clock: Clock { wall_ms, sure_ms, synchronised, doubted, held },
-            tls: Tls { node_not_after_s, ca_not_after_s, rolling_over },
+            tls: Tls { node_not_after_s, ca_not_after_s, rolling_over, site },
             log_level: LogLevel::now(),
             errors,
         },

@@ -18,6 +18,8 @@ struct Rotated {
     certificate: String,
     not_after_s: u64,
     rolling_over: bool,
+    /// Whether a certificate for the site's names was ordered too.
+    site_ordered: bool,
 }
 
 /// `POST /v1/tls/node`.
@@ -29,7 +31,9 @@ pub(crate) async fn rotate_node(call: Call) -> Handled {
         let committed = record(&app, &author, "node", made.shown(), rolling_over).await?;
         let (certificates, shown) = (app.certificates.clone(), made.shown());
         aside(move || certificates.take_node(&made)).await?.map_err(half_done)?;
-        Ok((shown, rolling_over, committed))
+        // Its own entry follows when it has come: an authority may take minutes.
+        let site_ordered = app.certificates.site.order();
+        Ok(Done { shown, rolling_over, committed, site_ordered })
     })
     .await
 }
@@ -53,7 +57,7 @@ async fn begin(call: Call) -> Handled {
         let committed = record(&app, &author, "ca", made.shown(), true).await?;
         let (certificates, shown) = (app.certificates.clone(), made.shown());
         aside(move || certificates.take_authority(&made)).await?.map_err(half_done)?;
-        Ok((shown, true, committed))
+        Ok(Done { shown, rolling_over: true, committed, site_ordered: false })
     })
     .await
 }
@@ -67,9 +71,17 @@ async fn finish(call: Call) -> Handled {
         let committed = record(&app, &author, "ca", shown, false).await?;
         let certificates = app.certificates.clone();
         aside(move || certificates.finish()).await?.map_err(half_done)?;
-        Ok((shown, false, committed))
+        Ok(Done { shown, rolling_over: false, committed, site_ordered: false })
     })
     .await
+}
+
+/// What a rotation did.
+struct Done {
+    shown: Shown,
+    rolling_over: bool,
+    committed: Committed,
+    site_ordered: bool,
 }
 
 /// Runs a rotation in a task of its own and one at a time, so that a client that goes away, or a deadline, does not stop it
@@ -77,7 +89,7 @@ async fn finish(call: Call) -> Handled {
 /// never in use, and the next rotation has an entry of its own.
 async fn to_its_end<F>(call: Call, rotation: impl FnOnce(Arc<App>, Arc<str>) -> F + Send + 'static) -> Handled
 where
-    F: Future<Output = Result<(Shown, bool, Committed), Problem>> + Send + 'static,
+    F: Future<Output = Result<Done, Problem>> + Send + 'static,
 {
     let (app, author) = (call.app.clone(), call.principal.id.clone());
     let done = rt::spawn(async move {
@@ -85,9 +97,9 @@ where
         let _turn = turn.rotating.lock().await;
         rotation(app, author).await
     });
-    let (shown, rolling_over, committed) = done.await.map_err(|e| Problem::internal(&e))??;
+    let Done { shown, rolling_over, committed, site_ordered } = done.await.map_err(|e| Problem::internal(&e))??;
     let Shown { sha256, not_after_s } = shown;
-    let rotated = Rotated { certificate: hex(&sha256), not_after_s, rolling_over };
+    let rotated = Rotated { certificate: hex(&sha256), not_after_s, rolling_over, site_ordered };
     Ok(render::committed(render::json(StatusCode::CREATED, &rotated)?, &committed))
 }
 

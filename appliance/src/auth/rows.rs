@@ -42,9 +42,9 @@ pub(crate) static CERTIFICATES: Table<Certificate> =
 pub(crate) static SESSION_KEYS: Table<SessionKey> =
     Table::new("~session-keys/", ("no-such-session-key", "no session key has this id"), is_short_id, 64);
 
-/// The certificates that `rotate` made last: of the `node`, of the `ca`.
+/// The newest certificates: of the `node` and of the `ca`, as `rotate` made them, and the one for the names of the `site`.
 pub(crate) static TLS: Table<TlsCertificate> =
-    Table::new("~tls/", ("no-such-certificate", "no certificate has this name"), is_tls_name, 2);
+    Table::new("~tls/", ("no-such-certificate", "no certificate has this name"), is_tls_name, 3);
 
 /// What a principal may do, as users and API keys have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,7 +228,7 @@ pub(super) fn is_short_id(text: &str) -> bool {
 }
 
 fn is_tls_name(text: &str) -> bool {
-    matches!(text, "node" | "ca")
+    matches!(text, "node" | "ca" | "site")
 }
 
 fn is_hash(text: &str) -> bool {

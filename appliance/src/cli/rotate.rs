@@ -27,7 +27,8 @@ pub(super) enum Rotate {
     },
     /// Replace the TLS key and certificate of the node
     ///
-    /// Connections that come next get the new one; those that are open stay. Clients that trust the CA notice nothing.
+    /// Connections that come next get the new one; those that are open stay. Clients that trust the CA notice nothing. If an
+    /// ACME authority is configured, a new certificate for the site's names is ordered too.
     Node {
         #[command(flatten)]
         target: Target,
@@ -84,6 +85,10 @@ fn render(path: &str, rotated: &Value) -> String {
     let next = match rotated.get("rolling_over").and_then(Value::as_bool) {
         Some(true) => "Give clients the new ca.pem, then run: samovar rotate ca --finish\n",
         _ => "",
+    };
+    let next = match rotated.get("site_ordered").and_then(Value::as_bool) {
+        Some(true) => "A certificate for the site's names is ordered as well; samovar status says when it has come.\n",
+        _ => next,
     };
     format!(
         "{what}.\nSHA-256 {}, until {end}; transaction {} says so.\n{next}",

@@ -104,6 +104,7 @@ fn figures(status: &Value) -> String {
     if status.get("tls").and_then(|t| t.get("rolling_over")).and_then(Value::as_bool) == Some(true) {
         text.push_str("Two CAs count: give clients the new ca.pem, then run: samovar rotate ca --finish\n");
     }
+    text.push_str(&site(status));
     if let Some(level) = status.get("log_level").filter(|level| level.get("until_ms").is_some_and(Value::is_u64)) {
         text.push_str(&format!("{}\n", super::log_level::render(level)));
     }
@@ -112,6 +113,16 @@ fn figures(status: &Value) -> String {
         text.push_str(&format!("The newest checkpoint covers {covered} entries, {} wait for it.\n", entries - covered));
     }
     text
+}
+
+/// What certificate is shown under the site's names, if one is.
+fn site(status: &Value) -> String {
+    let Some(site) = status.pointer("/tls/site").filter(|s| s.get("served").and_then(Value::as_bool) == Some(true)) else {
+        return String::new();
+    };
+    let names: Vec<&str> = site["names"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let end = number(site, "not_after_s").map_or("?".into(), |s| output::time(s.saturating_mul(1000)));
+    printable(&format!("The certificate for {} ({}) holds until {end}.", names.join(", "), figure(site, "source"))) + "\n"
 }
 
 #[cfg(test)]

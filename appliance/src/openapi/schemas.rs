@@ -165,9 +165,10 @@ pub(super) fn all() -> Value {
         "Certificates": object(&["certificates"], &json!({ "certificates": list(&refer("Certificate")) })),
         "RotatedKey": object(&["key"], &json!({ "key": text() })),
         "RotatedCertificate": object(
-            &["certificate", "not_after_s", "rolling_over"],
+            &["certificate", "not_after_s", "rolling_over", "site_ordered"],
             &json!({
                 "certificate": hash(), "not_after_s": number(), "rolling_over": { "type": "boolean" },
+                "site_ordered": { "type": "boolean" },
             }),
         ),
         "Status": status(),
@@ -331,10 +332,21 @@ fn status() -> Value {
 
 fn tls() -> Value {
     object(
-        &["node_not_after_s", "ca_not_after_s", "rolling_over"],
+        &["node_not_after_s", "ca_not_after_s", "rolling_over", "site"],
         &json!({
             "node_not_after_s": number_or_null(), "ca_not_after_s": number_or_null(),
-            "rolling_over": { "type": "boolean" },
+            "rolling_over": { "type": "boolean" }, "site": site(),
+        }),
+    )
+}
+
+fn site() -> Value {
+    object(
+        &["source", "names", "not_after_s", "served", "error", "next_try_ms"],
+        &json!({
+            "source": { "type": "string", "enum": ["local", "files", "acme"] }, "names": list(&text()),
+            "not_after_s": number_or_null(), "served": { "type": "boolean" }, "error": nullable("string"),
+            "next_try_ms": number_or_null(),
         }),
     )
 }

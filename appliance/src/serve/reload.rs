@@ -69,7 +69,7 @@ impl Settings {
     /// Reads everything first, then replaces it; the certificates last of what can fail. Returns the keys whose new values wait for a restart.
     fn reload(&mut self) -> Result<Vec<&'static str>> {
         let new = self.source.load()?;
-        self.certificates.reload().context("reading the certificates again")?;
+        self.certificates.reload(&new.site).context("reading the certificates again")?;
         let waiting = needs_restart(&self.config, &new);
         self.limits.set(Arc::new(new.limits.clone()));
         self.openness.set(Arc::new(Openness::of(&new)));
@@ -77,6 +77,7 @@ impl Settings {
         // What waits for a restart is still in force as it was.
         self.config = Config {
             limits: new.limits,
+            site: new.site,
             public: new.public,
             metrics_allow: new.metrics_allow,
             level: new.level,
@@ -92,6 +93,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let keys = [
         ("node.data", old.data != new.data),
         ("listen.api", old.listen != new.listen),
+        ("acme.listen", old.acme_listen != new.acme_listen),
         ("tls.names", old.tls_names != new.tls_names),
         ("store.reserve", old.reserve_bytes != new.reserve_bytes),
         ("store.queue", old.queue_max != new.queue_max),

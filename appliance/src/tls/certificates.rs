@@ -14,6 +14,7 @@ use samovar_node::{Node, rt};
 use super::authority::{Fresh, Subject, Times};
 use super::clients::ClientKeys;
 use super::files::{Files, NextAuthority};
+use super::site::{Site, SiteSource};
 use super::{Own, validity};
 use crate::live::Live;
 use crate::metrics::Metrics;
@@ -28,6 +29,8 @@ pub(crate) struct Certificates {
     node: Node,
     metrics: Arc<Metrics>,
     live: Live<ServerConfig>,
+    /// The certificate for the site's own names.
+    pub(crate) site: Arc<Site>,
     /// What TLS and the API share about client certificates; the same one under every certificate.
     pub(crate) clients: Arc<ClientKeys>,
     /// Of what is served. Locked for a look.
@@ -55,7 +58,12 @@ pub(crate) struct Standing {
 
 impl Certificates {
     /// Loads what is there; what is wrong with it is put right before anybody is served, if the CA's key is there.
-    pub(crate) fn open(data: &Path, subject: Subject, node: Node, metrics: Arc<Metrics>) -> Result<Arc<Self>> {
+    pub(crate) fn open(
+        data: &Path,
+        (subject, source): (Subject, SiteSource),
+        node: Node,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>> {
         let files = Files::of(data);
         let mut watch = Watch::default();
         let tended = watch.tend(&files, &subject, Times::of(&node));
@@ -67,13 +75,15 @@ impl Certificates {
             Ok(_) => why,
         })?;
         let clients = Arc::new(ClientKeys::new(own.hash));
-        let live = Live::shared(own.config(&clients)?);
+        let site = Site::open(data, source, node.clone(), metrics.clone(), clients.clone());
+        let live = Live::shared(own.config(&clients, site.served())?);
         let all = Self {
             files,
             subject,
             node,
             metrics,
             live,
+            site,
             clients,
             standing: Mutex::default(),
             changing: Mutex::new(watch),
@@ -87,14 +97,22 @@ impl Certificates {
         self.live.clone()
     }
 
-    /// Reads the files again, which somebody may have replaced. On an error what is served stays.
-    pub(crate) fn reload(&self) -> Result<()> {
+    /// Reads the files again, which somebody may have replaced, and goes by this source for the site's names. On an error what
+    /// is served stays.
+    pub(crate) fn reload(&self, source: &SiteSource) -> Result<()> {
+        self.site.check(source)?;
         let _changing = self.lock();
-        self.serve()
+        self.serve()?;
+        self.site.configure(source.clone());
+        Ok(())
     }
 
     /// Tends them until the task is dropped.
     pub(crate) async fn follow(self: Arc<Self>) {
+        tokio::join!(self.site.clone().follow(), self.follow_own());
+    }
+
+    async fn follow_own(self: &Arc<Self>) {
         loop {
             rt::sleep(TEND_INTERVAL).await;
             let all = self.clone();
@@ -161,7 +179,7 @@ impl Certificates {
     fn serve(&self) -> Result<()> {
         let own = Own::read(&self.files)?;
         let hash = own.hash;
-        self.live.set(own.config(&self.clients)?);
+        self.live.set(own.config(&self.clients, self.site.served())?);
         self.clients.renew(hash);
         self.note();
         Ok(())
@@ -236,7 +254,7 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
-    fn of(certificate: &CertificateDer<'static>) -> Self {
+    pub(super) fn of(certificate: &CertificateDer<'static>) -> Self {
         let mut sha256 = [0; 32];
         sha256.copy_from_slice(digest(&SHA256, certificate).as_ref());
         Self { sha256, not_after_s: validity::of(certificate).map_or(0, |life| life.not_after_s) }

@@ -24,19 +24,35 @@ pub(crate) struct ClientKeys {
     /// Whether clients are asked for a certificate. Only while one is registered, since browsers that have certificates
     /// of their own bother their users when they are asked.
     asked: AtomicBool,
-    /// Hash of the key of this node's own certificate, which is never a principal.
-    node: Mutex<[u8; 32]>,
+    /// Hashes of the keys of this node's own certificates, which are never principals.
+    node: Mutex<Own>,
+}
+
+/// Hashes of this node's own keys.
+#[derive(Debug)]
+struct Own {
+    local: [u8; 32],
+    site: Option<[u8; 32]>,
 }
 
 impl ClientKeys {
     /// Nobody is asked yet.
     pub(super) fn new(node: [u8; 32]) -> Self {
-        Self { asked: AtomicBool::new(false), node: Mutex::new(node) }
+        Self { asked: AtomicBool::new(false), node: Mutex::new(Own { local: node, site: None }) }
     }
 
     /// Says which key the node has from now on.
     pub(super) fn renew(&self, node: [u8; 32]) {
-        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = node;
+        self.own().local = node;
+    }
+
+    /// Says which key the site's certificate has from now on, if there is one.
+    pub(super) fn set_site(&self, site: Option<[u8; 32]>) {
+        self.own().site = site;
+    }
+
+    fn own(&self) -> std::sync::MutexGuard<'_, Own> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whether certificates are asked for in handshakes to come.
@@ -46,7 +62,8 @@ impl ClientKeys {
 
     /// Whether the key is a node's.
     pub(crate) fn is_node(&self, key: &[u8; 32]) -> bool {
-        *key == *self.node.lock().unwrap_or_else(PoisonError::into_inner)
+        let own = self.own();
+        *key == own.local || own.site.as_ref() == Some(key)
     }
 }
 

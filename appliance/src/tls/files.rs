@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 
 use super::authority::{Authority, CA_DAYS, Fresh, NODE_DAYS, Subject, Times, accepts};
-use super::validity;
+use super::validity::{self, Validity};
 use super::{CA_FILE, CA_KEY_FILE, DIRECTORY, NODE_CERTIFICATE_FILE, NODE_KEY_FILE};
 use crate::durable::{Mode, sync_directory, write_new};
 
@@ -275,14 +275,19 @@ fn is_due(certificate: &CertificateDer<'_>, days: u32, times: Times) -> Option<S
     if times.earliest_s() < life.not_before_s || life.not_after_s < times.latest_s() {
         return Some("it does not hold at this time".to_owned());
     }
-    let length_s = life.not_after_s.saturating_sub(life.not_before_s);
-    let jitter_s = length_s / 30 * u64::from(digest(&SHA256, certificate).as_ref()[0]) / 255;
-    if times.earliest_s() >= life.not_before_s + length_s / 3 * 2 - jitter_s {
+    if times.earliest_s() >= renewal_s(certificate, life) {
         return Some("two thirds of its life are over".to_owned());
     }
     let longest_s = (u64::from(days) + 2) * DAY_S;
     (life.not_after_s.saturating_sub(times.latest_s()) > longest_s)
         .then(|| "a clock that was wrong had made it live too long".to_owned())
+}
+
+/// When two thirds of a certificate's life are over, less up to a thirtieth by its own hash; seconds since 1970.
+pub(super) fn renewal_s(certificate: &CertificateDer<'_>, life: Validity) -> u64 {
+    let length_s = life.not_after_s.saturating_sub(life.not_before_s);
+    let jitter_s = length_s / 30 * u64::from(digest(&SHA256, certificate).as_ref()[0]) / 255;
+    life.not_before_s + length_s / 3 * 2 - jitter_s
 }
 
 /// PEM as RFC 7468 has it.
@@ -297,7 +302,7 @@ fn pem(certificate: &CertificateDer<'_>) -> String {
 }
 
 /// Puts a file in place of the one before: a whole new file, then its name.
-fn replace(path: &Path, content: &[u8], mode: Mode) -> Result<()> {
+pub(super) fn replace(path: &Path, content: &[u8], mode: Mode) -> Result<()> {
     let new = path.with_added_extension(NEW);
     remove(&new)?;
     write_new(&new, content, mode)?;
@@ -315,7 +320,7 @@ fn set_aside(path: &Path) -> Result<()> {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", path.display()))

@@ -1,0 +1,147 @@
+//! Account and certificate as files, all secret and each whole or not there. Every one of them is read and written here.
+//!
+//! `acme-account.json`: directory, contacts, URL and key of the account. `acme.pem`: the directory as a line of text, the
+//! private key, the certificate and what links it to its root. `acme.pem.issued`: the same of one that has no entry yet.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use instant_acme::{AccountCredentials, ExternalAccountKey};
+use serde::{Deserialize, Serialize};
+
+use super::super::files::{remove, replace};
+use super::super::site::Served;
+use crate::durable::{Mode, sync_directory};
+
+const ACCOUNT_FILE: &str = "acme-account.json";
+const CERTIFICATE_FILE: &str = "acme.pem";
+const ISSUED_FILE: &str = "acme.pem.issued";
+/// Before the directory's URL, on the first line.
+const DIRECTORY_LINE: &str = "Directory: ";
+
+/// The files of a data directory.
+#[derive(Debug, Clone)]
+pub(in crate::tls) struct Store {
+    tls: PathBuf,
+}
+
+/// An account as it is kept.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SavedAccount {
+    pub(super) directory: String,
+    /// URIs.
+    pub(super) contacts: Vec<String>,
+    pub(super) credentials: AccountCredentials,
+}
+
+impl Store {
+    /// In the directory of the keys.
+    pub(in crate::tls) fn of(tls: &Path) -> Self {
+        Self { tls: tls.to_owned() }
+    }
+
+    /// The certificate in use, and the directory that it is from.
+    pub(in crate::tls) fn certificate(&self) -> Result<Option<(Served, String)>> {
+        self.read_certificate(CERTIFICATE_FILE)
+    }
+
+    /// One that was issued and is not in use yet.
+    pub(in crate::tls) fn issued(&self) -> Result<Option<Served>> {
+        match self.read_certificate(ISSUED_FILE) {
+            Ok(found) => Ok(found.map(|(served, _)| served)),
+            Err(error) => {
+                remove(&self.tls.join(ISSUED_FILE))?;
+                Err(error.context("removed"))
+            }
+        }
+    }
+
+    /// Keeps one that was issued.
+    pub(super) fn put_issued(&self, directory: &str, key_pem: &str, chain_pem: &str) -> Result<()> {
+        let text = format!("{DIRECTORY_LINE}{directory}\n{key_pem}\n{chain_pem}");
+        self.write(ISSUED_FILE, text.as_bytes())
+    }
+
+    /// Puts the issued one into use.
+    pub(in crate::tls) fn take_issued(&self) -> Result<()> {
+        let path = self.tls.join(CERTIFICATE_FILE);
+        std::fs::rename(self.tls.join(ISSUED_FILE), &path)
+            .with_context(|| format!("putting {} in its place", path.display()))?;
+        sync_directory(&self.tls)
+    }
+
+    /// The account.
+    pub(super) fn account(&self) -> Result<Option<SavedAccount>> {
+        let Some(bytes) = self.read(ACCOUNT_FILE)? else { return Ok(None) };
+        let path = self.tls.join(ACCOUNT_FILE);
+        // Without it nothing but the account is lost, and another is made.
+        match serde_json::from_slice(&bytes) {
+            Ok(account) => Ok(Some(account)),
+            Err(error) => {
+                tracing::warn!("tls: {} holds no ACME account ({error}): a new one is made", path.display());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Keeps the account.
+    pub(super) fn put_account(&self, account: &SavedAccount) -> Result<()> {
+        self.write(ACCOUNT_FILE, &serde_json::to_vec(account).context("writing the ACME account")?)
+    }
+
+    /// Removes the account, which the authority does not know.
+    pub(super) fn forget_account(&self) -> Result<()> {
+        remove(&self.tls.join(ACCOUNT_FILE))
+    }
+
+    fn read_certificate(&self, name: &str) -> Result<Option<(Served, String)>> {
+        let Some(bytes) = self.read(name)? else { return Ok(None) };
+        let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let directory = first.strip_prefix(DIRECTORY_LINE.as_bytes()).unwrap_or_default();
+        let directory = String::from_utf8_lossy(directory).into_owned();
+        let served = Served::of(&bytes, &bytes, &self.tls.join(name).display().to_string())?;
+        Ok(Some((served, directory)))
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = self.tls.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        replace(&self.tls.join(name), content, Mode::Secret)
+    }
+}
+
+/// The same credentials once more, which have no copy of their own.
+pub(super) fn copy(credentials: &AccountCredentials) -> Result<AccountCredentials> {
+    let text = serde_json::to_vec(credentials).context("copying the ACME account")?;
+    serde_json::from_slice(&text).context("copying the ACME account")
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Binding {
+    kid: String,
+    hmac: String,
+}
+
+/// Reads an external account binding: `{"kid": "…", "hmac": "…"}`.
+pub(super) fn account_binding(path: &Path) -> Result<ExternalAccountKey> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).with_context(|| format!("reading acme.account_binding {shown}"))?;
+    // The parser's error could quote the key.
+    let Ok(Binding { kid, hmac }) = serde_json::from_slice(&bytes) else {
+        bail!("acme.account_binding {shown} is not {{\"kid\": \"…\", \"hmac\": \"…\"}}");
+    };
+    let Ok(key) = URL_SAFE_NO_PAD.decode(hmac.trim_end_matches('=')) else {
+        bail!("acme.account_binding {shown}: `hmac` is not base64url");
+    };
+    Ok(ExternalAccountKey::new(kid, &key))
+}
