@@ -119,6 +119,7 @@ const CHECKS: &[Check] = &[
     check("names", "Does it hold for every name of this node?", certificates::names),
     check("authority", "Does the CA's certificate hold?", certificates::authority),
     check("tls-key", "Does the TLS key fit the certificate?", certificates::key),
+    check("site-certificate", "Does the certificate for the site's names hold, and renew?", certificates::site),
     check("unit", "Is the unit as strong as it was shipped?", unit::check),
 ];
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// Shared, read often, replaced as a whole. Who took a value keeps it until they take it again.
+#[derive(Debug)]
 pub(crate) struct Live<T>(Arc<RwLock<Arc<T>>>);
 
 impl<T> Live<T> {

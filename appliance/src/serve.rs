@@ -112,8 +112,7 @@ async fn listen(
     let (stopping, stop_seen) = watch::channel(false);
     let metrics = Arc::new(Metrics::new(&config.data));
     let subject = tls::Subject::of(&node.status().name, config.listen.ip(), &config.tls_names);
-    let certificates =
-        Certificates::open(&config.data, (subject, config.site.clone()), node.clone(), metrics.clone())?;
+    let certificates = Certificates::open(&config.data, (subject, config.site.clone()), node.clone(), metrics.clone())?;
     let settings = Settings::new(source, config.clone(), certificates.clone());
     let (tls, limits) = (certificates.server(), settings.limits.clone());
     let live = (limits.clone(), settings.openness.clone());

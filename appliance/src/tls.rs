@@ -66,6 +66,14 @@ pub(crate) fn refused_names(data: &Path, subject: &Subject) -> Result<Vec<(Strin
     Files::of(data).refused(subject, Times::wall())
 }
 
+/// The site's certificate as files have it: its names and its end, seconds since 1970. `None` if there is none, or none yet.
+///
+/// # Errors
+/// When one is there and not good.
+pub(crate) fn site_certificate(data: &Path, source: &SiteSource) -> Result<Option<(Vec<String>, u64)>> {
+    site::inspect(data, source)
+}
+
 /// TLS with what is in a data directory.
 pub(crate) fn load(data: &Path) -> Result<Arc<rustls::ServerConfig>> {
     let own = Own::read(&Files::of(data))?;

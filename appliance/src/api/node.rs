@@ -87,7 +87,8 @@ pub(crate) async fn status(call: Call) -> Handled {
     }
     let head = status.head;
     let Standing { node_not_after_s, ca_not_after_s, rolling_over } = call.app.certificates.standing();
-    let SiteStanding { source, names, not_after_s, served, trouble, next_try_ms } = call.app.certificates.site.standing();
+    let SiteStanding { source, names, not_after_s, served, trouble, next_try_ms } =
+        call.app.certificates.site.standing();
     if let Some(trouble) = &trouble {
         let next = next_try_ms.map_or(String::new(), |ms| format!("; it is tried again at {}", output::time(ms)));
         errors.push(format!("the certificate for the site's names: {trouble}{next}"));

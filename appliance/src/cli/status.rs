@@ -117,12 +117,14 @@ fn figures(status: &Value) -> String {
 
 /// What certificate is shown under the site's names, if one is.
 fn site(status: &Value) -> String {
-    let Some(site) = status.pointer("/tls/site").filter(|s| s.get("served").and_then(Value::as_bool) == Some(true)) else {
+    let Some(site) = status.pointer("/tls/site").filter(|s| s.get("served").and_then(Value::as_bool) == Some(true))
+    else {
         return String::new();
     };
     let names: Vec<&str> = site["names"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let end = number(site, "not_after_s").map_or("?".into(), |s| output::time(s.saturating_mul(1000)));
-    printable(&format!("The certificate for {} ({}) holds until {end}.", names.join(", "), figure(site, "source"))) + "\n"
+    printable(&format!("The certificate for {} ({}) holds until {end}.", names.join(", "), figure(site, "source")))
+        + "\n"
 }
 
 #[cfg(test)]

@@ -66,7 +66,9 @@ impl FromStr for Name {
             return Err(format!("`{text}`: neither http-01 nor tls-alpn-01 proves a wildcard; write each name out"));
         }
         if !is_dns_name(text) || text == "localhost" {
-            return Err(format!("`{text}` is no host name that an authority certifies; write one such as \"box.example\""));
+            return Err(format!(
+                "`{text}` is no host name that an authority certifies; write one such as \"box.example\""
+            ));
         }
         Ok(Self(text.to_lowercase()))
     }
@@ -153,9 +155,10 @@ pub(super) fn check(tls: &TlsSection, acme: &AcmeSection) -> Result<SiteSource, 
         Source::Acme if acme.challenges.is_empty() => {
             Err(missing("acme.challenges", "acme", "\"http-01\", \"tls-alpn-01\" or both"))
         }
-        Source::Acme if !acme.terms_agreed => Err(
-            "acme.terms_agreed is false: read the terms of service that the directory names, then set it to true".into(),
-        ),
+        Source::Acme if !acme.terms_agreed => {
+            Err("acme.terms_agreed is false: read the terms of service that the directory names, then set it to true"
+                .into())
+        }
         Source::Acme => Ok(SiteSource::Acme(AcmeSettings {
             directory: acme.directory.to_string(),
             names,

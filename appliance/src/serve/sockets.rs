@@ -24,8 +24,9 @@ pub(super) fn acme(configured: &[SocketAddr]) -> Result<Vec<TcpListener>> {
         }
     }
     for address in configured {
-        let bound = TcpListener::bind(address)
-            .map_err(|error| anyhow!("cannot listen on {address}: {error}; see acme.listen, or use samovar-acme.socket"))?;
+        let bound = TcpListener::bind(address).map_err(|error| {
+            anyhow!("cannot listen on {address}: {error}; see acme.listen, or use samovar-acme.socket")
+        })?;
         listeners.push(bound);
     }
     Ok(listeners)

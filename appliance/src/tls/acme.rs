@@ -31,10 +31,8 @@ use store::SavedAccount;
 /// Time for one order, with all the authority's checks.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How the authority is asked whether it is done.
-const POLLING: RetryPolicy = RetryPolicy::new()
-    .initial_delay(Duration::from_millis(500))
-    .backoff(1.5)
-    .timeout(Duration::from_secs(120));
+const POLLING: RetryPolicy =
+    RetryPolicy::new().initial_delay(Duration::from_millis(500)).backoff(1.5).timeout(Duration::from_secs(120));
 /// The authority does not know the account (RFC 8555, 6.7).
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 

@@ -70,6 +70,12 @@ impl SiteSource {
     }
 }
 
+/// Names and end of the certificate that files hold, for who has no daemon to ask.
+pub(super) fn inspect(data: &Path, source: &SiteSource) -> Result<Option<(Vec<String>, u64)>> {
+    let found = source.read(&Store::of(&data.join(DIRECTORY)))?;
+    Ok(found.map(|found| (found.names, found.life.not_after_s)))
+}
+
 /// How the site's certificate is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SiteStanding {

@@ -161,10 +161,16 @@ mod tests {
     fn retry_after_is_read_in_both_forms() {
         let soon = rt::now_ms() / 1000 + 3600;
         let date = time::OffsetDateTime::from_unix_timestamp(soon.cast_signed()).expect("a time");
-        let date = date.format(&time::format_description::well_known::Rfc2822).expect("formatted").replace("+0000", "GMT");
-        for (text, least, most) in [("120", 120, 120), (date.as_str(), 3595, 3600), ("Fri, 31 Dec 1999 23:59:59 GMT", 0, 0)] {
+        let date =
+            date.format(&time::format_description::well_known::Rfc2822).expect("formatted").replace("+0000", "GMT");
+        for (text, least, most) in
+            [("120", 120, 120), (date.as_str(), 3595, 3600), ("Fri, 31 Dec 1999 23:59:59 GMT", 0, 0)]
+        {
             let got = wait(&HeaderValue::from_str(text).expect(text)).map(|wait| wait.as_secs());
-            assert!(got.is_some_and(|s| (least..=most).contains(&s)), "{text}: {least} to {most} s expected, got {got:?}");
+            assert!(
+                got.is_some_and(|s| (least..=most).contains(&s)),
+                "{text}: {least} to {most} s expected, got {got:?}"
+            );
         }
         for text in ["", "soon", "-1", "1.5"] {
             assert_eq!(wait(&HeaderValue::from_str(text).expect(text)), None, "{text:?}");
@@ -174,7 +180,8 @@ mod tests {
     #[test]
     fn roots_that_are_none_are_refused_with_what_to_do() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        for (path, want) in [(file.path(), "see acme.roots"), (Path::new("/nowhere/roots.pem"), "reading the roots in")] {
+        for (path, want) in [(file.path(), "see acme.roots"), (Path::new("/nowhere/roots.pem"), "reading the roots in")]
+        {
             let refused = roots(Some(path)).err().map(|e| format!("{e:#}")).unwrap_or_default();
             assert!(refused.contains(want), "{}: expected {want:?} in {refused:?}", path.display());
         }

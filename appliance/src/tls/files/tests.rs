@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::super::ClientKeys;
 use super::*;
+use crate::live::Live;
 
 const YEAR_MS: u64 = 365 * 86_400_000;
 /// The time of the tests: 2026-11-24T00:00:00Z.
@@ -46,7 +47,9 @@ fn keys_are_readable_by_their_owner_only() {
     let got = ["ca.pem", "tls", "tls/ca.key", "tls/node.key", "tls/node.pem"].map(mode);
     assert_eq!(got, [0o644, 0o700, 0o600, 0o600, 0o600]);
     let clients = std::sync::Arc::new(ClientKeys::new([0; 32]));
-    super::super::Own::read(&files).and_then(|own| own.config(&clients)).expect("what was made can be served");
+    super::super::Own::read(&files)
+        .and_then(|own| own.config(&clients, Live::new(None)))
+        .expect("what was made can be served");
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Served {
     }
 
     /// Whether it holds for a DNS name.
-    pub(super) fn is_for(&self, name: &str) -> bool {
+    pub(in crate::tls) fn is_for(&self, name: &str) -> bool {
         let certificate = self.key.cert.first().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
         let name = ServerName::try_from(name);
         certificate.is_some_and(|c| name.is_ok_and(|name| verify_server_name(&c, &name).is_ok()))
