@@ -132,7 +132,7 @@ async fn listen(
     ready(address);
     let mut attendants = JoinSet::new();
     attendants.spawn(settings.follow(reloads, node.clone()));
-    attendants.spawn(Responder::new(acme, certificates.site.clone(), address.port())?.run());
+    attendants.spawn(Responder::new(acme, &certificates.site, address.port())?.run());
     attendants.spawn(certificates.follow());
     attendants.spawn(heartbeat::run(node));
 

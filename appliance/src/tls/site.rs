@@ -103,7 +103,7 @@ pub(crate) struct Site {
     /// What the resolver looks at.
     served: Live<Option<Served>>,
     /// What authorities are answered with.
-    pub(crate) pending: Arc<Pending>,
+    pub(super) pending: Arc<Pending>,
     standing: Mutex<SiteStanding>,
     /// Something has changed: look now.
     wake: Notify,

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 /// The protocol of the challenge (RFC 8737, 6.2).
 pub(super) const ACME_TLS: &[u8] = b"acme-tls/1";
@@ -75,11 +76,14 @@ fn config(name: &str, digest: &[u8]) -> Result<Arc<ServerConfig>> {
     let key = KeyPair::generate().context("making a key for the challenge")?;
     let certificate = params.self_signed(&key).context("signing the certificate of the challenge")?;
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| anyhow::anyhow!("the challenge's key: {e}"))?;
+    let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the challenge's key")?;
+    // Not by the checks for certificates: they refuse the extension, as it is critical and not for them.
+    let certified = CertifiedKey::new(vec![certificate.der().clone()], key);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)?;
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![ACME_TLS.to_vec()];
     Ok(Arc::new(config))
 }

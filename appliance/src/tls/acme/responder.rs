@@ -28,9 +28,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::super::site::Site;
-use super::challenge::ACME_TLS;
+use super::super::site::{Served, Site};
+use super::challenge::{ACME_TLS, Pending};
 use crate::http::network_of;
+use crate::live::Live;
 
 /// Open connections, of all and of one address (IPv6: one /64). An authority asks from a handful of places, once or twice.
 const CONNECTIONS_MAX: usize = 128;
@@ -51,8 +52,11 @@ pub(crate) struct Responder {
     shared: Arc<Shared>,
 }
 
+/// Nothing of the node: a connection here must not hold up its stop.
 struct Shared {
-    site: Arc<Site>,
+    pending: Arc<Pending>,
+    /// The certificate in use.
+    served: Live<Option<Served>>,
     /// Port of the API, for the redirect.
     port: u16,
     /// Addresses of open connections, each as often as it has one.
@@ -63,13 +67,14 @@ struct Shared {
 
 impl Responder {
     /// Over sockets that are bound. Called on a runtime.
-    pub(crate) fn new(listeners: Vec<TcpListener>, site: Arc<Site>, port: u16) -> Result<Self> {
+    pub(crate) fn new(listeners: Vec<TcpListener>, site: &Site, port: u16) -> Result<Self> {
         let watched = listeners.into_iter().map(|listener| {
             listener.set_nonblocking(true)?;
             tokio::net::TcpListener::from_std(listener)
         });
         let listeners = watched.collect::<Result<_, _>>().context("watching the sockets of samovar-acme")?;
-        let shared = Shared { site, port, open: Mutex::default(), refusing: refusing()? };
+        let (pending, served) = (site.pending.clone(), site.served());
+        let shared = Shared { pending, served, port, open: Mutex::default(), refusing: refusing()? };
         Ok(Self { listeners, shared: Arc::new(shared) })
     }
 
@@ -148,7 +153,7 @@ async fn tls(socket: TcpStream, shared: &Shared) -> Result<()> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), socket).await?;
     let hello = start.client_hello();
     let alone = hello.alpn().is_some_and(|mut all| all.next() == Some(ACME_TLS) && all.next().is_none());
-    let config = hello.server_name().filter(|_| alone).and_then(|name| shared.site.pending.tls(name));
+    let config = hello.server_name().filter(|_| alone).and_then(|name| shared.pending.tls(name));
     let mut stream = start.into_stream(config.unwrap_or_else(|| shared.refusing.clone())).await?;
     stream.shutdown().await?;
     Ok(())
@@ -168,7 +173,7 @@ async fn http(socket: TcpStream, shared: &Shared) -> Result<()> {
 
 fn answer(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
     let reads = [Method::GET, Method::HEAD].contains(request.method());
-    let key_authorization = request.uri().path().strip_prefix(WELL_KNOWN).and_then(|t| shared.site.pending.http(t));
+    let key_authorization = request.uri().path().strip_prefix(WELL_KNOWN).and_then(|t| shared.pending.http(t));
     let mut response = Response::new(Full::default());
     if let Some(text) = key_authorization.filter(|_| reads) {
         *response.body_mut() = Full::from(text);
@@ -189,7 +194,7 @@ fn elsewhere(request: &Request<Incoming>, shared: &Shared) -> Option<HeaderValue
     }
     let host = request.headers().get(HOST)?.to_str().ok()?;
     let host = host.split_once(':').map_or(host, |(name, _)| name).to_ascii_lowercase();
-    if !shared.site.standing().names.contains(&host) {
+    if !shared.served.get().as_ref().as_ref().is_some_and(|served| served.is_for(&host)) {
         return None;
     }
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
