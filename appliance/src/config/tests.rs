@@ -58,6 +58,24 @@ fn wrong_values_say_what_is_taken() {
         ("[store]\nqueue = 0\n", "store.queue is 0"),
         ("[store]\ncache = \"1KiB\"\n", "store.cache is 1KiB"),
         ("[journal]\nlevel = \"loud\"\n", "f.toml:2:9:"),
+        ("[tls]\nsource = \"letsencrypt\"\n", "f.toml:2:10: unknown variant `letsencrypt`, expected one of `local`"),
+        ("[tls]\nsource = \"files\"\n", "tls.certificate is not set, and tls.source is \"files\""),
+        ("[tls]\nsource = \"files\"\ncertificate = \"/a\"\n", "tls.key is not set"),
+        ("[tls]\nkey = \"a/b.key\"\n", "tls.key: `a/b.key` is no absolute path"),
+        ("[tls]\nsource = \"acme\"\n", "acme.names is not set, and tls.source is \"acme\""),
+        ("[tls]\nsource = \"acme\"\n[acme]\nnames = [\"a.example\"]\n", "acme.terms_agreed is false: read the terms"),
+        ("[acme]\nnames = [\n\"*.example.org\"]\n", "f.toml:3:1: `*.example.org`: neither http-01 nor tls-alpn-01"),
+        ("[acme]\nnames = [\"192.0.2.1\"]\n", "f.toml:2:10: `192.0.2.1` is no host name"),
+        ("[acme]\nnames = [\"localhost\"]\n", "`localhost` is no host name that an authority certifies"),
+        ("[acme]\ndirectory = \"http://ca.example/\"\n", "f.toml:2:13: `http://ca.example/` is no https URL"),
+        ("[acme]\ndirectory = \"https://u:p@ca.example/\"\n", "is no https URL"),
+        ("[acme]\ncontacts = [\"mailto:a@b.example\", \"ops\"]\n", "`ops` is no mail address"),
+        (
+            "[acme]\nchallenges = [\"dns-01\"]\n",
+            "f.toml:2:15: unknown variant `dns-01`, expected `http-01` or `tls-alpn-01`",
+        ),
+        ("[acme]\nlisten = [\"80\"]\n", "f.toml:2:11:"),
+        ("[acme]\nroots = \"roots.pem\"\n", "acme.roots: `roots.pem` is no absolute path"),
         ("[node\n", "f.toml:1:"),
         ("[node]\ndata = \"a\"\ndata = \"b\"\n", "f.toml:3:1:"),
     ];
@@ -65,6 +83,19 @@ fn wrong_values_say_what_is_taken() {
         let got = error(text);
         assert!(got.contains(want), "{text:?}: expected {want:?} in {got:?}");
     }
+}
+
+#[test]
+fn an_acme_section_is_kept_while_another_source_is_in_use() {
+    let acme = "[acme]\nnames = [\"B.example\", \"a.example\", \"b.example\"]\nterms_agreed = true\n";
+    let source = |source: &str| {
+        Config::parse("f.toml", &format!("[tls]\nsource = \"{source}\"\n{acme}")).map(|config| config.site)
+    };
+    assert_eq!(source("local").expect("valid"), SiteSource::Local);
+    let Ok(SiteSource::Acme(settings)) = source("acme") else { panic!("ACME was expected") };
+    assert_eq!(settings.names, ["a.example", "b.example"], "in order, in lower case, each once");
+    assert_eq!(settings.challenges, [ChallengeKind::Http01]);
+    assert!(settings.directory.contains("letsencrypt.org") && settings.roots.is_none(), "{settings:?}");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use serde_json::Value;
 
 use super::*;
 
+mod site;
+
 /// Longest time that one answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -145,3 +145,63 @@ pub(super) fn account_binding(path: &Path) -> Result<ExternalAccountKey> {
     };
     Ok(ExternalAccountKey::new(kid, &key))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// A crash behind the entry, and one before it, leave what was issued to be found.
+    #[test]
+    fn what_was_issued_waits_beside_what_is_in_use() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::of(directory.path());
+        assert!(store.certificate().expect("read").is_none() && store.issued().expect("read").is_none());
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec!["box.example".to_owned()]).expect("a name");
+        let chain = params.self_signed(&key).expect("signed").pem();
+        store.put_issued("https://ca.example/dir", &key.serialize_pem(), &chain).expect("kept");
+        assert!(store.certificate().expect("read").is_none(), "it is not in use yet");
+        assert!(store.issued().expect("read").is_some_and(|issued| issued.is_for("box.example")));
+        let mode = directory.path().join(ISSUED_FILE).metadata().expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "it holds a private key");
+        store.take_issued().expect("taken");
+        assert!(store.issued().expect("read").is_none());
+        let (served, from) = store.certificate().expect("read").expect("in use");
+        assert!(served.is_for("box.example") && from == "https://ca.example/dir");
+    }
+
+    #[test]
+    fn a_damaged_certificate_and_a_damaged_account_are_told_and_replaced() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::of(directory.path());
+        for name in [ISSUED_FILE, CERTIFICATE_FILE, ACCOUNT_FILE] {
+            store.write(name, b"nonsense").expect("written");
+        }
+        assert!(store.certificate().is_err() && store.issued().is_err());
+        assert!(store.issued().expect("removed").is_none(), "what cannot be used does not stay in the way");
+        assert!(store.account().expect("read").is_none(), "another account is made");
+    }
+
+    #[test]
+    fn a_binding_is_read_and_a_wrong_one_never_quoted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::of(directory.path());
+        let read = |text: &str| {
+            store.write("binding", text.as_bytes()).expect("written");
+            account_binding(&directory.path().join("binding")).map(drop).map_err(|e| format!("{e:#}"))
+        };
+        assert_eq!(read(r#"{"kid":"k","hmac":"c2VjcmV0"}"#), Ok(()));
+        for (text, want) in [
+            (r#"{"kid":"k"}"#, "is not {\"kid\""),
+            (r#"{"kid":"k","hmac":"s e c r e t"}"#, "`hmac` is not base64url"),
+            ("secret", "is not {\"kid\""),
+        ] {
+            let refused = read(text).expect_err(text);
+            assert!(refused.contains(want) && !refused.contains("secret"), "{text}: {want:?} expected in {refused:?}");
+        }
+    }
+}

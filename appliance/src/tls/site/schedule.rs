@@ -105,3 +105,61 @@ fn jitter(pause: Duration) -> Duration {
     rt::fill_random(&mut byte);
     pause * u32::from(byte[0]) / 2048
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(times: u32, retry_after: Option<Duration>) -> Duration {
+        let mut schedule = Schedule::default();
+        (0..times).for_each(|_| schedule.failed(retry_after, &anyhow!("the authority is away")));
+        schedule.wait().expect("a pause")
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_the_authority_can_ask_for_longer_ones() {
+        let hours = |n: u64| Duration::from_secs(n * 3600);
+        for (times, retry_after, least) in [
+            (1, None, Duration::from_secs(60)),
+            (2, None, Duration::from_secs(240)),
+            (3, None, Duration::from_secs(960)),
+            (9, None, hours(6)),
+            (60, None, hours(6)),
+            (1, Some(Duration::from_secs(5)), Duration::from_secs(60)),
+            (1, Some(hours(30)), hours(30)),
+            (1, Some(Duration::MAX), Duration::from_secs(7 * 86_400)),
+        ] {
+            let pause = failed(times, retry_after);
+            // A moment has passed since; an eighth is the jitter.
+            let (from, to) = (least - Duration::from_secs(1), least + least / 8);
+            assert!(
+                (from..=to).contains(&pause),
+                "{times} failures, {retry_after:?}: {least:?} expected, got {pause:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn after_a_failure_the_next_challenge_is_tried_and_a_change_begins_anew() {
+        let kinds = [ChallengeKind::Http01, ChallengeKind::TlsAlpn01];
+        let mut schedule = Schedule::default();
+        assert!(schedule.may_try() && schedule.challenge(&kinds) == kinds[0]);
+        schedule.failed(None, &anyhow!("refused"));
+        assert!(!schedule.may_try() && schedule.challenge(&kinds) == kinds[1]);
+        assert_eq!(schedule.failure().map(|e| e.to_string()).as_deref(), Some("refused"));
+        assert_eq!(schedule.pause(Duration::from_secs(5)), Duration::from_secs(5), "the looks go on meanwhile");
+        schedule.clear();
+        assert!(schedule.may_try() && schedule.challenge(&kinds) == kinds[0] && schedule.failure().is_none());
+    }
+
+    /// A clock that jumps ahead makes each new certificate look old.
+    #[test]
+    fn one_certificate_is_not_ordered_right_after_the_other() {
+        let mut schedule = Schedule::default();
+        assert!(schedule.is_rested());
+        schedule.succeeded();
+        schedule.due_at(0, Validity { not_before_s: 0, not_after_s: 90 * 86_400 });
+        assert!(!schedule.is_rested(), "not within hours of the last one");
+        assert_eq!(schedule.pause(Duration::from_secs(60)), Duration::from_secs(60), "and no turning in circles");
+    }
+}

@@ -110,3 +110,65 @@ fn is_local(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name == "localhost" || name.ends_with(".local")
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    fn made(names: &[&str]) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).expect("names");
+        (params.self_signed(&key).expect("signed").pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_reason() {
+        let (chain, key) = made(&["box.example"]);
+        let (no_names, its_key) = made(&[]);
+        let (_, other_key) = made(&["box.example"]);
+        for (chain, key, want) in [
+            ("", key.as_str(), "holds no certificate in PEM"),
+            (&chain, "", "there is no private key in PEM"),
+            (&chain, &other_key, "and its key do not fit"),
+            (&no_names, &its_key, "holds for no DNS name"),
+        ] {
+            let refused = Served::of(chain.as_bytes(), key.as_bytes(), "site.pem").err().map(|e| format!("{e:#}"));
+            assert!(refused.as_ref().is_some_and(|r| r.contains(want)), "{want:?} was expected, got {refused:?}");
+        }
+        assert!(Served::of(chain.as_bytes(), key.as_bytes(), "site.pem").is_ok(), "the good pair is taken");
+    }
+
+    #[test]
+    fn a_certificate_is_for_its_names_and_those_below_its_wildcards() {
+        let (chain, key) = made(&["Box.example", "*.site.example"]);
+        let served = Served::of(chain.as_bytes(), key.as_bytes(), "site.pem").expect("a certificate");
+        for (name, want) in [
+            ("box.example", true),
+            ("BOX.EXAMPLE", true),
+            ("a.site.example", true),
+            ("site.example", false),
+            ("a.b.site.example", false),
+            ("example", false),
+            ("127.0.0.1", false),
+            ("", false),
+        ] {
+            assert_eq!(served.is_for(name), want, "{name}");
+        }
+        assert!(served.is_for_all(&["*.site.example".to_owned(), "box.example".to_owned()]));
+        assert!(!served.is_for_all(&["box.example".to_owned()]), "other names want another certificate");
+    }
+
+    #[test]
+    fn it_may_hold_while_any_of_the_times_is_within_its_life() {
+        let (chain, key) = made(&["box.example"]);
+        let mut served = Served::of(chain.as_bytes(), key.as_bytes(), "site.pem").expect("a certificate");
+        served.life = Validity { not_before_s: 100, not_after_s: 200 };
+        for (earliest, latest, want) in
+            [(0, 99, false), (0, 100, true), (150, 150, true), (50, 300, true), (200, 300, true), (201, 300, false)]
+        {
+            assert_eq!(served.may_hold(earliest, latest), want, "between {earliest} and {latest}");
+        }
+    }
+}
