@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::auth::LIFE_MS_MAX;
 use crate::bucket::Quota;
@@ -16,12 +15,14 @@ use crate::http::{Limits, is_origin};
 use crate::quota::Quotas;
 use crate::tls::{SiteSource, is_dns_name};
 
+mod level;
 mod nearest;
 #[cfg(test)]
 mod reference;
 mod site;
 mod units;
 
+pub(crate) use level::Level;
 pub(crate) use site::ChallengeKind;
 pub(crate) use units::{Network, Size, Span};
 
@@ -228,51 +229,6 @@ const BLOB_BYTES_MAX: u64 = 4 << 30;
 
 const fn per_second(requests: u32) -> Quota {
     Quota { requests, window: Duration::from_secs(1) }
-}
-
-/// Level of the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Level {
-    /// Only what needs somebody.
-    Error,
-    /// Also what may come to need somebody.
-    Warn,
-    /// Also what the daemon does.
-    Info,
-    /// Also how.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl Level {
-    /// The level as the journal's filter writes it.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-
-    /// The level of this name.
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace].into_iter().find(|l| l.as_str() == name)
-    }
-
-    /// What lets this level through and no more.
-    pub(crate) fn filter(self) -> LevelFilter {
-        match self {
-            Self::Error => LevelFilter::ERROR,
-            Self::Warn => LevelFilter::WARN,
-            Self::Info => LevelFilter::INFO,
-            Self::Debug => LevelFilter::DEBUG,
-            Self::Trace => LevelFilter::TRACE,
-        }
-    }
 }
 
 /// The configuration, checked.

@@ -121,6 +121,8 @@ impl Own {
             .context("choosing TLS versions")?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::new(presented));
+        // Ours, so that what a client puts first by mistake does not count.
+        config.ignore_client_order = true;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = rustls::crypto::ring::Ticketer::new().context("making session ticket keys")?;
         Ok(Arc::new(config))
