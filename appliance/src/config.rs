@@ -105,7 +105,7 @@ sections! {
         key: PathBuf = site::none(),
     }
     /// A certificate from an authority that speaks ACME (RFC 8555), such as Let's Encrypt or the site's own. Ordered, and
-    /// renewed at two thirds of its life, with `tls.source = "acme"`. The authority connects to port 80 or 443 of each name:
+    /// renewed at two thirds of its life, if `tls.source` is `acme`. The authority connects to port 80 or 443 of each name:
     /// `systemctl enable samovar-acme.socket`.
     acme: AcmeSection {
         /// Host names to order, each of which must lead to this node.
