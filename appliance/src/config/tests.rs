@@ -72,9 +72,9 @@ fn wrong_values_say_what_is_taken() {
         ("[acme]\ncontacts = [\"mailto:a@b.example\", \"ops\"]\n", "`ops` is no mail address"),
         (
             "[acme]\nchallenges = [\"dns-01\"]\n",
-            "f.toml:2:14: unknown variant `dns-01`, expected `http-01` or `tls-alpn-01`",
+            "f.toml:2:15: unknown variant `dns-01`, expected `http-01` or `tls-alpn-01`",
         ),
-        ("[acme]\nlisten = [\"80\"]\n", "f.toml:2:10:"),
+        ("[acme]\nlisten = [\"80\"]\n", "f.toml:2:1"),
         ("[acme]\nroots = \"roots.pem\"\n", "acme.roots: `roots.pem` is no absolute path"),
         ("[node\n", "f.toml:1:"),
         ("[node]\ndata = \"a\"\ndata = \"b\"\n", "f.toml:3:1:"),
