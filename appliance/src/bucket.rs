@@ -39,14 +39,20 @@ impl Quota {
         self.window / self.requests.max(1)
     }
 
+    /// How long until a bucket is full that will be so at `full_at`. It may have been taken from under another quota, and is
+    /// never emptier than empty.
+    fn missing(self, full_at: Instant, now: Instant) -> Duration {
+        full_at.saturating_duration_since(now).min(self.window)
+    }
+
     /// How long until a bucket that will be full at `full_at` has a request; zero: it has.
     fn wait(self, full_at: Instant, now: Instant) -> Duration {
-        (full_at.saturating_duration_since(now) + self.interval()).saturating_sub(self.window)
+        (self.missing(full_at, now) + self.interval()).saturating_sub(self.window)
     }
 
     /// Takes one request of a bucket that will be full at `full_at`.
     fn take(self, full_at: &mut Instant, now: Instant) -> Standing {
-        let missing = full_at.saturating_duration_since(now);
+        let missing = self.missing(*full_at, now);
         let wait = self.wait(*full_at, now);
         if !wait.is_zero() {
             return Standing { wait, left: 0, refilled: missing };
@@ -138,6 +144,16 @@ mod tests {
         assert!(limit.take(&mut full_at, now + Duration::from_millis(1999)).wait > Duration::ZERO, "too early");
         assert!(limit.take(&mut full_at, now + Duration::from_secs(2)).wait.is_zero(), "one came back");
         assert_eq!(limit.take(&mut full_at, now + Duration::from_secs(60)).left, 3, "and never more than all");
+    }
+
+    #[test]
+    fn a_bucket_goes_over_to_another_quota() {
+        let (before, after, now) = (quota(1, 3600), quota(10, 1), Instant::now());
+        let mut full_at = now;
+        assert!(before.take(&mut full_at, now).wait.is_zero(), "the one request of an hour");
+        let refused = after.take(&mut full_at, now).wait;
+        assert_eq!(refused, Duration::from_millis(100), "ten a second: the next comes in a tenth, not in an hour");
+        assert!(after.take(&mut full_at, now + refused).wait.is_zero(), "and is taken then");
     }
 
     #[test]
