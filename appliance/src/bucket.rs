@@ -39,20 +39,16 @@ impl Quota {
         self.window / self.requests.max(1)
     }
 
-    /// How long until a bucket is full that will be so at `full_at`. It may have been taken from under another quota, and is
-    /// never emptier than empty.
-    fn missing(self, full_at: Instant, now: Instant) -> Duration {
-        full_at.saturating_duration_since(now).min(self.window)
-    }
-
     /// How long until a bucket that will be full at `full_at` has a request; zero: it has.
     fn wait(self, full_at: Instant, now: Instant) -> Duration {
-        (self.missing(full_at, now) + self.interval()).saturating_sub(self.window)
+        (full_at.saturating_duration_since(now) + self.interval()).saturating_sub(self.window)
     }
 
     /// Takes one request of a bucket that will be full at `full_at`.
     fn take(self, full_at: &mut Instant, now: Instant) -> Standing {
-        let missing = self.missing(*full_at, now);
+        // It may have been taken from under another quota; it is never emptier than empty.
+        *full_at = (*full_at).min(now + self.window);
+        let missing = full_at.saturating_duration_since(now);
         let wait = self.wait(*full_at, now);
         if !wait.is_zero() {
             return Standing { wait, left: 0, refilled: missing };
