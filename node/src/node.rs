@@ -15,7 +15,8 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::{Identity, Keys};
 use crate::ledger::Ledger;
-use crate::raft::{Consensus, Job, Ping, ReadJob};
+use crate::log_key::KeyRing;
+use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, batcher};
 use crate::rt;
 use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
@@ -23,13 +24,14 @@ use crate::trace;
 use crate::view::{ApplyStages, BlockRow, Consistency, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status};
 
 mod blobs;
+mod log_key;
 mod tasks;
 mod vital;
 
 use tasks::{let_go, open_ledger, until};
 
-/// Who holds the ledger of a node that does nothing: the node, its consensus, its notary.
-const LEDGER_OWNERS: usize = 3;
+/// Who holds the ledger of a node that does nothing: the node, its consensus, its notary, its proposer.
+const LEDGER_OWNERS: usize = 4;
 
 /// What a node needs to start.
 #[derive(Debug, Clone)]
@@ -74,7 +76,6 @@ struct Inner {
     config: Config,
     disk: Arc<dyn Disk>,
     identity: Identity,
-    log_info: LogInfo,
     ledger: Arc<Ledger>,
     clock: Arc<Clock>,
     consensus: Consensus,
@@ -82,6 +83,8 @@ struct Inner {
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<ReadJob>,
     pings: mpsc::Sender<Ping>,
+    /// Rotations of the log key, one at a time.
+    rotating: tokio::sync::Mutex<()>,
     free_bytes: AtomicU64,
     stopping: watch::Sender<bool>,
     /// Set when a part failed for good; the daemon must end and be started again.
@@ -129,12 +132,12 @@ impl Node {
         keys: Keys,
         shelf: Shelf,
     ) -> Result<Self, Error> {
-        let log_info = identity.log_info(&keys);
         let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf).await?;
         let clock = Arc::new(Clock::default());
-        let (book, origin) = (Arc::clone(&ledger), &identity.origin);
-        let notary = Notary::open(disk.as_ref(), &config.data, book, origin, keys, Arc::clone(&clock))?;
-        let notary = Arc::new(notary);
+        let proposer = Arc::new(consensus.proposer(Arc::clone(&clock), identity.name.clone()));
+        let keys = KeyRing::new(Arc::clone(&disk), config.data.clone(), identity.clone(), keys);
+        let (book, proposes) = (Arc::clone(&ledger), Arc::clone(&proposer));
+        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, book, keys, proposes)?);
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
         let (pings, ping_queue) = mpsc::channel(1);
@@ -146,7 +149,6 @@ impl Node {
             config,
             disk,
             identity,
-            log_info,
             ledger,
             clock,
             consensus,
@@ -154,12 +156,14 @@ impl Node {
             writes,
             reads,
             pings,
+            rotating: tokio::sync::Mutex::new(()),
         });
         inner.begin().await?;
         inner.look_at_space();
         inner.notary.check_promise()?;
+        inner.notary.keys().settle(&inner.ledger)?;
         Arc::clone(&inner.notary).round().await?;
-        inner.spawn_tasks(write_queue, read_queue, ping_queue);
+        inner.spawn_tasks(proposer, write_queue, read_queue, ping_queue);
         Ok(Self { inner })
     }
 
@@ -345,12 +349,6 @@ impl Node {
         Ok(())
     }
 
-    /// Keys and policy of the log.
-    #[must_use]
-    pub fn log_info(&self) -> LogInfo {
-        self.inner.log_info.clone()
-    }
-
     /// Where the chain stands; the receiver wakes at every block.
     #[must_use]
     pub fn head(&self) -> watch::Receiver<Head> {
@@ -439,7 +437,7 @@ impl Inner {
         if self.identity.begun {
             return Ok(());
         }
-        let LogInfo { vkey, cosigners, policy, .. } = self.log_info.clone();
+        let LogInfo { vkey, cosigners, policy, .. } = self.notary.keys().log_info();
         let author = self.identity.name.clone();
         if self.ledger.newest().system_revision == 0 {
             let time_ms = self.clock.read(0).sure_ms;
@@ -452,14 +450,14 @@ impl Inner {
 
     fn spawn_tasks(
         self: &Arc<Self>,
+        proposer: Arc<Proposer>,
         writes: mpsc::Receiver<Job>,
         reads: mpsc::Receiver<ReadJob>,
         pings: mpsc::Receiver<Ping>,
     ) {
         let stopping = self.stopping.subscribe();
-        let (clock, author) = (Arc::clone(&self.clock), self.identity.name.clone());
         let tasks = vec![
-            rt::spawn(self.consensus.batcher(clock, author, writes, pings, stopping.clone())),
+            rt::spawn(batcher(proposer, writes, pings, stopping.clone())),
             rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
             rt::spawn(until(stopping.clone(), Arc::clone(&self.notary).run())),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
