@@ -117,6 +117,8 @@ pub(crate) struct App {
     limiter: Limiter,
     /// Bounds of the listener; here for the number of watches.
     pub(crate) limits: Live<Limits>,
+    /// Data directory.
+    pub(crate) data: std::path::PathBuf,
     /// How long a session lasts, in milliseconds.
     pub(crate) session_life_ms: u64,
     /// Turns true when the daemon begins to stop.
@@ -164,6 +166,7 @@ impl App {
             limits: live.0,
             openness: live.1,
             limiter: Limiter::new(config.quotas.clone()),
+            data: config.data.clone(),
             session_life_ms: config.session_life_ms,
             stop,
             started: std::time::Instant::now(),

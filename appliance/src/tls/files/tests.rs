@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::super::ClientKeys;
 use super::*;
+use crate::durable::write_new;
 
 const YEAR_MS: u64 = 365 * 86_400_000;
 /// The time of the tests: 2026-11-24T00:00:00Z.
