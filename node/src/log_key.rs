@@ -42,8 +42,7 @@ fn checkpoint_key(index: u64) -> Key {
 }
 
 fn put(author: &str, key: Key, value: String, requirements: Vec<Requirement>) -> Write {
-    let operation =
-        Operation::Put { key, value: Bytes::from(value), media_type: MEDIA_TYPE.to_owned(), blob: false };
+    let operation = Operation::Put { key, value: Bytes::from(value), media_type: MEDIA_TYPE.to_owned(), blob: false };
     Write { author: author.to_owned(), requirements, operations: vec![operation], idempotency: None }
 }
 

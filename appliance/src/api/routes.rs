@@ -5,9 +5,7 @@
 
 use hyper::Method;
 
-use super::{
-    Route, api_keys, blobs, certificates, clock, entries, feed, keys, log, login, node, transactions, users,
-};
+use super::{Route, api_keys, blobs, certificates, clock, entries, feed, keys, log, login, node, transactions, users};
 use crate::auth::Right;
 use crate::quota::Class;
 

@@ -154,7 +154,9 @@ pub(super) async fn save_token(
     options.write(true).create_new(true).mode(0o600);
     let mut file = options.open(save).with_context(|| format!("cannot make {name}"))?;
     let request = match body {
-        Some(body) => Request::write(Method::POST, path, body.to_string()).header("content-type", "application/json")?,
+        Some(body) => {
+            Request::write(Method::POST, path, body.to_string()).header("content-type", "application/json")?
+        }
         None => Request::write(Method::POST, path, ""),
     };
     let answer = match client.send(request).await {

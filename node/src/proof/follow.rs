@@ -74,7 +74,8 @@ impl Followed {
                 .into());
             }
             verified.checked.push(format!("it was signed under the keys in force until entry {until} replaced them"));
-            let doubt = "whether these keys were in other hands by then: ask for a new receipt if the old log key leaked";
+            let doubt =
+                "whether these keys were in other hands by then: ask for a new receipt if the old log key leaked";
             verified.unchecked.push(doubt.into());
             return Ok(verified);
         }

@@ -151,7 +151,7 @@ fn keys_are_followed_from_change_to_change() {
     let followed = begin().verify_chain(&chain).unwrap();
     assert_eq!(followed.newest().log, *third.log_key());
     assert!(followed.verify(file.as_bytes()).is_ok());
-    let stolen = followed.verify(ledger.receipt(&second, 0).as_bytes()).unwrap_err().to_string();
+    let stolen = followed.verify(ledger.receipt(&first, 0).as_bytes()).unwrap_err().to_string();
     assert!(stolen.contains("somebody else holds the old log key"), "larger than its keys lived to see: {stolen}");
     let saved = followed.verify(receipt_second.as_bytes()).unwrap();
     assert!(saved.checked.iter().any(|c| c.contains("until entry 1 replaced them")), "{saved:?}");

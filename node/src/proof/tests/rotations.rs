@@ -28,9 +28,8 @@ impl Vectors {
         let change = l.keys_change(second, &second.majority());
         l.transaction(&[Op::Put("~log-key", b"the second key")]);
         l.end_block();
-        let receipt = |l: &Ledger, logs: &[&Keys], nodes, index| {
-            l.receipt_with(&sign(l, logs, nodes), index, &l.openings(index))
-        };
+        let receipt =
+            |l: &Ledger, logs: &[&Keys], nodes, index| l.receipt_with(&sign(l, logs, nodes), index, &l.openings(index));
         let one = receipt(&l, &[first, second], 3, change);
         let by_new_alone = receipt(&l, &[second], 3, change);
         let not_cosigned = receipt(&l, &[first, second], 1, change);
@@ -47,7 +46,12 @@ impl Vectors {
         let foreign = other.keys_change(&elsewhere, &elsewhere.majority());
         other.end_block();
 
-        self.add("rotation-1", one, Ok(()), "a change of the log key, on its hand-over checkpoint: the old key signed it");
+        self.add(
+            "rotation-1",
+            one,
+            Ok(()),
+            "a change of the log key, on its hand-over checkpoint: the old key signed it",
+        );
         self.add("rotation-2", two, Ok(()), "the next change, for who knows the key before it");
         self.with(|v| (v.key, v.policy) = (second.log_key().to_string(), None));
         self.add("rotation-1-new-key", by_new_alone, Err("another log key"), "only the new key signed its own coming");
@@ -76,7 +80,12 @@ impl Vectors {
             ("bad-rotated-order", &["rotation-2", "rotation-1"], "another log key", "the changes in the wrong order"),
             ("bad-rotated-twice", &["rotation-1", "rotation-1", "rotation-2"], "not newer", "one change twice"),
             ("bad-rotated-short", &["rotation-1"], "another log key", "a change that came later is missing"),
-            ("bad-rotated-new-key", &["rotation-1-new-key", "rotation-2"], "another log key", "a key that names itself"),
+            (
+                "bad-rotated-new-key",
+                &["rotation-1-new-key", "rotation-2"],
+                "another log key",
+                "a key that names itself",
+            ),
             ("bad-rotated-no-quorum", &["rotation-1-no-quorum", "rotation-2"], "quorum", "a change without the nodes"),
             ("bad-rotated-entry", &["rotation-1-other-entry", "rotation-2"], "another entry", "no change of keys"),
             ("bad-rotated-other-log", &["rotation-other-log", "rotation-2"], "another log key", "another log's change"),
