@@ -190,8 +190,8 @@ async fn rotations_under_load_lose_no_request() {
     assert_ne!(node["certificate"], ca["certificate"]);
     each_is_an_entry_with_a_receipt(&daemon, &[&node, &ca]).await;
     log_key.followed(&daemon).await;
-    let again = good(&daemon, &["rotate", "api-key", &new_id, "--save", directory.path().join("last").to_str().unwrap()]);
-    again.await;
+    let last = directory.path().join("last");
+    good(&daemon, &["rotate", "api-key", &new_id, "--save", last.to_str().unwrap()]).await;
     let mut refused = Client::connect(daemon.port(), &new_ca, Some(&new_token)).await.unwrap();
     assert_eq!(refused.get("/v1/me").await.unwrap().status, 401, "without grace the key before ends at once");
 }
