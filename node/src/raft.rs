@@ -83,7 +83,6 @@ const PURGE_WAIT: Duration = Duration::from_secs(10);
 pub(crate) struct Consensus {
     raft: Raft<TypeConfig>,
     log: RaftLog,
-    ledger: Arc<Ledger>,
     durable: Durable,
 }
 
@@ -118,7 +117,7 @@ impl Consensus {
         if let Some(applied) = durable.advance(&head)? {
             log.release(applied, false).await?;
         }
-        let machine = StateMachine::new(Arc::clone(&ledger), durable.clone(), log.clone())?;
+        let machine = StateMachine::new(ledger, durable.clone(), log.clone())?;
         let raft = Raft::new(node, Arc::new(config()?), peers::NoPeers, log.clone(), machine)
             .await
             .map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
@@ -126,12 +125,16 @@ impl Consensus {
             let members = BTreeSet::from([node]);
             raft.initialize(members).await.map_err(|e| Error::Unavailable(format!("beginning the log: {e}")))?;
         }
-        let consensus = Self { raft, log, ledger, durable };
+        let consensus = Self { raft, log, durable };
         if let Err(error) = consensus.lead().await {
             consensus.stop().await;
             return Err(error);
         }
         Ok(consensus)
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        self.durable.ledger()
     }
 
     /// Elects this node and waits until it has applied all that its raft log holds.
@@ -141,7 +144,7 @@ impl Consensus {
         loop {
             let (state, leader, applied, last) = {
                 let m = metrics.borrow();
-                m.running_state.clone().map_err(|e| match self.ledger.suspicion.noted() {
+                m.running_state.clone().map_err(|e| match self.ledger().suspicion.noted() {
                     Some(what) => Error::DamagedStore(what),
                     None => Error::Corrupt(format!("the raft log cannot be used: {e}")),
                 })?;
@@ -161,7 +164,7 @@ impl Consensus {
 
     /// What proposes for this node. `author` is that of what the node itself writes.
     pub(crate) fn proposer(&self, clock: Arc<Clock>, author: String) -> Proposer {
-        Proposer { raft: self.raft.clone(), ledger: Arc::clone(&self.ledger), clock, author }
+        Proposer { raft: self.raft.clone(), ledger: Arc::clone(self.ledger()), clock, author }
     }
 
     /// Asks Raft core, apply and the raft log's thread, in this order, for a sign of life; returns when all have given
@@ -174,7 +177,7 @@ impl Consensus {
         let committed = committed.map_err(|e| Error::Unavailable(format!("the Raft core has stopped: {e}")))?;
         asks(Part::Apply);
         // What is committed is applied soon, whoever else is gone.
-        if let Some(applied) = committed.and_then(|index| self.ledger.applied(index)) {
+        if let Some(applied) = committed.and_then(|index| self.ledger().applied(index)) {
             applied.await.map_err(|_| Error::Unavailable("apply has stopped".into()))?;
         }
         asks(Part::RaftLog);
@@ -187,7 +190,7 @@ impl Consensus {
         queue: mpsc::Receiver<ReadJob>,
         stopping: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        propose::read_barrier(self.raft.clone(), Arc::clone(&self.ledger), queue, stopping)
+        propose::read_barrier(self.raft.clone(), Arc::clone(self.ledger()), queue, stopping)
     }
 
     /// Proposes one command and waits until it is applied here.

@@ -393,6 +393,24 @@ fn a_damaged_archive_is_mended_from_the_store() {
     });
 }
 
+/// A stop ends when the last task has let go of the ledger, not when patience with it ends.
+#[test]
+fn a_stop_is_quick() {
+    let machine = Machine::new(11);
+    let mut rng = StdRng::seed_from_u64(11);
+    simulate(11, async {
+        let node = machine.start().await.unwrap();
+        Known::default().write(&node, &mut rng, &mut 0, 20).await;
+        let begun = rt::instant();
+        node.stop().await;
+        let took = begun.elapsed();
+        assert!(
+            took < Duration::from_millis(200),
+            "a stop of an idle node took {took:?} of virtual time: who holds the ledger?"
+        );
+    });
+}
+
 #[test]
 fn random_lives_lose_nothing_and_repeat_from_their_seed() {
     let one = std::env::var("SAMOVAR_SEED").ok().and_then(|s| s.parse().ok());

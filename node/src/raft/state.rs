@@ -62,6 +62,11 @@ impl Durable {
         Self { newest: Arc::default(), ledger }
     }
 
+    /// The ledger whose state it is.
+    pub(super) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
     /// Records that the state of this head is durable. Returns its place in the raft log.
     pub(crate) fn advance(&self, head: &HeadRow) -> Result<Option<LogId<u64>>, Error> {
         let place = Place::of(head)?;
