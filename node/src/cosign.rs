@@ -14,28 +14,22 @@ use tokio::sync::watch;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::clock::Clock;
-use crate::command::{Key, Outcome};
+use crate::command::Key;
 use crate::disk::{Disk, File};
 use crate::entry::{Change, Entry, MapValue};
 use crate::error::Error;
-use crate::identity::SEED_BYTES;
 use crate::ledger::{Chain, Ledger, key_hash};
-use crate::log_key::{self, Change as KeyChange, KeyRing, Signatures};
+use crate::log_key::{Change as KeyChange, KeyRing, Signatures};
 use crate::machine::damaged_entry;
 use crate::merkle::{Hash, ProofError, Tree, inclusion_proof};
 use crate::note::{Note, assemble};
 use crate::proof::{self, Erasure, Inclusion, MapLeaf, MapProof, Opening, Source};
-use crate::raft::Proposer;
 use crate::rt;
 use crate::state_root::{KeyHash, ProofLeaf, ViewId};
 use crate::store::{entries, values};
 use crate::trace;
 use crate::view;
 
-/// Least time between two rounds; a receipt that waits is delayed by no more.
-const ROUND_INTERVAL: Duration = Duration::from_millis(50);
-/// Pause after a round that failed.
-const ROUND_RETRY: Duration = Duration::from_secs(1);
 /// How long a receipt waits for a checkpoint that covers it.
 const RECEIPT_WAIT: Duration = Duration::from_secs(30);
 /// How often a proof is begun again because its checkpoint was replaced meanwhile.
@@ -58,7 +52,6 @@ pub(crate) struct Notary {
     ledger: Arc<Ledger>,
     promise: Promise,
     keys: KeyRing,
-    proposer: Arc<Proposer>,
     published: RwLock<Option<Arc<Published>>>,
     size: watch::Sender<u64>,
     rounds: AtomicU64,
@@ -70,14 +63,13 @@ impl Notary {
         data: &Path,
         ledger: Arc<Ledger>,
         keys: KeyRing,
-        proposer: Arc<Proposer>,
+        clock: Arc<Clock>,
     ) -> Result<Self, Error> {
         Ok(Self {
             promise: Promise::open(disk, &data.join("promise"))?,
-            clock: Arc::clone(&proposer.clock),
+            clock,
             ledger,
             keys,
-            proposer,
             published: RwLock::new(None),
             size: watch::Sender::new(0),
             rounds: AtomicU64::new(0),
@@ -121,39 +113,9 @@ impl Notary {
         Tree::rebuild(size, tail.as_chunks().0, read).map(|tree| tree.root()).map_err(unreadable)
     }
 
-    /// Publishes a checkpoint whenever there is a new block, until the task is dropped.
-    pub(crate) async fn run(self: Arc<Self>) {
-        let mut head = self.ledger.head();
-        loop {
-            let next = rt::instant() + ROUND_INTERVAL;
-            if let Err(error) = Arc::clone(&self).round().await {
-                tracing::error!(%error, "no checkpoint could be made");
-                rt::sleep(ROUND_RETRY).await;
-                continue;
-            }
-            if head.changed().await.is_err() {
-                return;
-            }
-            rt::sleep_until(next).await;
-        }
-    }
-
-    /// One round: freeze, promise, sign, cosign, exchange the log key if it is being rotated, publish.
-    pub(crate) async fn round(self: Arc<Self>) -> Result<(), Error> {
-        let signing = Arc::clone(&self);
-        let Some((published, hands_over)) = aside(move || signing.sign_newest()).await? else { return Ok(()) };
-        if let Some(index) = hands_over
-            && let Err(error) = Arc::clone(&self).hand_over(index, &published.text).await
-        {
-            self.ledger.map.release(published.view)?;
-            return Err(error);
-        }
-        aside(move || self.publish(published)).await
-    }
-
     /// Signs a checkpoint of the newest block, if there is none yet; gives, too, the change of the log key that it hands
     /// over for.
-    fn sign_newest(&self) -> Result<Option<(Published, Option<u64>)>, Error> {
+    pub(crate) fn sign_newest(&self) -> Result<Option<(Published, Option<u64>)>, Error> {
         let _span = trace::span("checkpoint");
         let (checkpoint, view, change) = {
             let chain = self.ledger.chain();
@@ -184,29 +146,13 @@ impl Notary {
         Ok((assemble(&text, &lines), hands_over))
     }
 
-    /// Keeps the hand-over checkpoint in the ledger, then destroys the log key before the change at `index`.
-    async fn hand_over(self: Arc<Self>, index: u64, checkpoint: &str) -> Result<(), Error> {
-        // A refusal: one is kept already, and signed by the same two keys.
-        let (Outcome::Committed(_) | Outcome::Refused(_)) =
-            self.proposer.write(log_key::keep(&self.proposer.author, index, checkpoint)).await?;
-        aside(move || self.keys.take_next()).await
+    /// Gives up a checkpoint that is not published.
+    pub(crate) fn discard(&self, checkpoint: &Published) -> Result<(), Error> {
+        self.ledger.map.release(checkpoint.view)
     }
 
-    /// Proposes that the log key change to a new one, by `author`; gives the outcome of the entry.
-    pub(crate) async fn change_log_key(self: Arc<Self>, author: &str) -> Result<Outcome, Error> {
-        let mut seed = [0; SEED_BYTES];
-        rt::fill_random(&mut seed);
-        let making = Arc::clone(&self);
-        let to = aside(move || making.keys.make_next(&seed)).await?;
-        let proposed = self.proposer.change_log_key(author, to).await;
-        // After any other error the entry may be there: the next start looks.
-        if let Err(Error::NotLeader { .. }) = &proposed {
-            aside(move || self.keys.discard_next()).await?;
-        }
-        proposed
-    }
-
-    fn publish(&self, published: Published) -> Result<(), Error> {
+    /// Publishes what [`Notary::sign_newest`] signed.
+    pub(crate) fn publish(&self, published: Published) -> Result<(), Error> {
         let size = published.size;
         let mut slot = self.published.write().unwrap_or_else(PoisonError::into_inner);
         let old = slot.replace(Arc::new(published));
@@ -357,12 +303,6 @@ fn is_key_change(line: &[u8]) -> bool {
 fn size_of(index: u64, note: &str) -> Result<u64, Error> {
     let checkpoint = Note::parse(note).map_err(CheckpointError::from).and_then(|note| Checkpoint::parse(note.text()));
     checkpoint.map(|checkpoint| checkpoint.size).map_err(|e| damaged_entry(index, &e))
-}
-
-/// Work that waits for the disk.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    let done = rt::blocking(work).await;
-    done.unwrap_or_else(|e| Err(Error::Unavailable(format!("a checkpoint round died: {e}"))))
 }
 
 fn unreadable(error: ProofError<Error>) -> Error {

@@ -79,6 +79,7 @@ struct Inner {
     ledger: Arc<Ledger>,
     clock: Arc<Clock>,
     consensus: Consensus,
+    proposer: Arc<Proposer>,
     notary: Arc<Notary>,
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<ReadJob>,
@@ -136,8 +137,8 @@ impl Node {
         let clock = Arc::new(Clock::default());
         let proposer = Arc::new(consensus.proposer(Arc::clone(&clock), identity.name.clone()));
         let keys = KeyRing::new(Arc::clone(&disk), config.data.clone(), identity.clone(), keys);
-        let (book, proposes) = (Arc::clone(&ledger), Arc::clone(&proposer));
-        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, book, keys, proposes)?);
+        let (book, time) = (Arc::clone(&ledger), Arc::clone(&clock));
+        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, book, keys, time)?);
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
         let (pings, ping_queue) = mpsc::channel(1);
@@ -152,6 +153,7 @@ impl Node {
             ledger,
             clock,
             consensus,
+            proposer,
             notary,
             writes,
             reads,
@@ -162,8 +164,8 @@ impl Node {
         inner.look_at_space();
         inner.notary.check_promise()?;
         inner.notary.keys().settle(&inner.ledger)?;
-        Arc::clone(&inner.notary).round().await?;
-        inner.spawn_tasks(proposer, write_queue, read_queue, ping_queue);
+        inner.checkpoint_round().await?;
+        inner.spawn_tasks(write_queue, read_queue, ping_queue);
         Ok(Self { inner })
     }
 
@@ -450,16 +452,15 @@ impl Inner {
 
     fn spawn_tasks(
         self: &Arc<Self>,
-        proposer: Arc<Proposer>,
         writes: mpsc::Receiver<Job>,
         reads: mpsc::Receiver<ReadJob>,
         pings: mpsc::Receiver<Ping>,
     ) {
         let stopping = self.stopping.subscribe();
         let tasks = vec![
-            rt::spawn(batcher(proposer, writes, pings, stopping.clone())),
+            rt::spawn(batcher(Arc::clone(&self.proposer), writes, pings, stopping.clone())),
             rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
-            rt::spawn(until(stopping.clone(), Arc::clone(&self.notary).run())),
+            rt::spawn(until(stopping.clone(), tasks::checkpoints(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::scrub(Arc::clone(self)))),
