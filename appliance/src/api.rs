@@ -15,10 +15,10 @@ use samovar_node::{Key, Node, Outcome, Write};
 
 use crate::auth::{Auth, Principal, Right};
 use crate::config::{Config, Network};
-use crate::http::{Answer, Asked, Handler, Limits, Payload, Peer, RequestBody};
+use crate::http::{Answer, Asked, Handler, Limits, Payload, Peer, Reply, RequestBody};
 use crate::live::Live;
 use crate::metrics::Metrics;
-use crate::quota::{Class, Limiter, Told};
+use crate::quota::{Class, Limiter, Quotas, Told};
 use crate::tls::Certificates;
 
 mod access;
@@ -151,7 +151,7 @@ impl App {
     pub(crate) fn new(
         node: Node,
         config: &Config,
-        live: (Live<Limits>, Live<Openness>),
+        live: (Live<Limits>, Live<Openness>, Live<Quotas>),
         certificates: Arc<Certificates>,
         metrics: Arc<Metrics>,
         stop: tokio::sync::watch::Receiver<bool>,
@@ -165,8 +165,8 @@ impl App {
             metrics,
             limits: live.0,
             openness: live.1,
-            limiter: Limiter::new(config.quotas.clone()),
             data: config.data.clone(),
+            limiter: Limiter::new(live.2),
             session_life_ms: config.session_life_ms,
             stop,
             started: std::time::Instant::now(),
@@ -178,7 +178,11 @@ impl App {
     /// The handler of the listener.
     pub(crate) fn handler(self: &Arc<Self>) -> Handler {
         let app = self.clone();
-        Arc::new(move |asked| Box::pin(dispatch(app.clone(), asked)))
+        Arc::new(move |asked| {
+            let found = find(&asked.head.method, asked.head.uri.path());
+            let route = found.as_ref().map_or("-", |(route, _)| route.pattern);
+            Reply { route, answer: Box::pin(dispatch(app.clone(), asked, found)) }
+        })
     }
 }
 
@@ -198,9 +202,11 @@ pub(crate) struct Call {
     captured: std::ops::Range<usize>,
 }
 
-async fn dispatch(app: Arc<App>, asked: Asked) -> Answer {
+/// A route, and where its parameter lies in the path.
+type Found = Result<(&'static Route, std::ops::Range<usize>), Problem>;
+
+async fn dispatch(app: Arc<App>, asked: Asked, found: Found) -> Answer {
     let Asked { head, body, peer, id } = asked;
-    let found = find(&head.method, head.uri.path());
     let (route, captured) = match found {
         Ok(found) => found,
         Err(problem) => return Answer::refused(problem, &id),
@@ -228,8 +234,8 @@ async fn dispatch(app: Arc<App>, asked: Asked) -> Answer {
     Answer { response, route: route.pattern, actor }
 }
 
-/// The route of a method and path, and where its parameter lies in the path.
-fn find(method: &Method, path: &str) -> Result<(&'static Route, std::ops::Range<usize>), Problem> {
+/// The route of a method and path.
+fn find(method: &Method, path: &str) -> Found {
     let asked = if *method == Method::HEAD { &Method::GET } else { method };
     let mut allowed = Vec::new();
     for route in ROUTES {

@@ -46,6 +46,8 @@ impl Quota {
 
     /// Takes one request of a bucket that will be full at `full_at`.
     fn take(self, full_at: &mut Instant, now: Instant) -> Standing {
+        // It may have been taken from under another quota; it is never emptier than empty.
+        *full_at = (*full_at).min(now + self.window);
         let missing = full_at.saturating_duration_since(now);
         let wait = self.wait(*full_at, now);
         if !wait.is_zero() {
@@ -138,6 +140,16 @@ mod tests {
         assert!(limit.take(&mut full_at, now + Duration::from_millis(1999)).wait > Duration::ZERO, "too early");
         assert!(limit.take(&mut full_at, now + Duration::from_secs(2)).wait.is_zero(), "one came back");
         assert_eq!(limit.take(&mut full_at, now + Duration::from_secs(60)).left, 3, "and never more than all");
+    }
+
+    #[test]
+    fn a_bucket_goes_over_to_another_quota() {
+        let (before, after, now) = (quota(1, 3600), quota(10, 1), Instant::now());
+        let mut full_at = now;
+        assert!(before.take(&mut full_at, now).wait.is_zero(), "the one request of an hour");
+        let refused = after.take(&mut full_at, now).wait;
+        assert_eq!(refused, Duration::from_millis(100), "ten a second: the next comes in a tenth, not in an hour");
+        assert!(after.take(&mut full_at, now + refused).wait.is_zero(), "and is taken then");
     }
 
     #[test]

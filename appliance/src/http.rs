@@ -125,7 +125,12 @@ pub(crate) enum Proved {
 }
 
 /// What a handler returns.
-pub(crate) type Reply = Pin<Box<dyn Future<Output = Answer> + Send>>;
+pub(crate) struct Reply {
+    /// Pattern of the route, or `-`: known before the answer, and should it never come.
+    pub(crate) route: &'static str,
+    /// The answer.
+    pub(crate) answer: Pin<Box<dyn Future<Output = Answer> + Send>>,
+}
 /// Answers requests.
 pub(crate) type Handler = Arc<dyn Fn(Asked) -> Reply + Send + Sync>;
 
@@ -231,9 +236,9 @@ async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Resp
             let body = RequestBody::new(incoming, &limits);
             let patience = body.patience();
             let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
-            match patience.wait(reply).await {
+            match patience.wait(reply.answer).await {
                 Some(answer) => answer,
-                None => Answer::refused(Problem::deadline(patience.time()), &id),
+                None => Answer { route: reply.route, ..Answer::refused(Problem::deadline(patience.time()), &id) },
             }
         }
     };

@@ -11,6 +11,7 @@ use crate::api::problem::Problem;
 use crate::auth::Principal;
 use crate::bucket::{Quota, Standing, Table, whole_seconds};
 use crate::http::{Payload, Peer, Proved, network_of};
+use crate::live::Live;
 
 static RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 static RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -56,7 +57,7 @@ impl Class {
 
 /// Counts requests against the quotas.
 pub(crate) struct Limiter {
-    quotas: Quotas,
+    quotas: Live<Quotas>,
     /// Locked for a look-up, never over an await.
     networks: Mutex<[Table<IpAddr>; 3]>,
     /// Locked like `networks`.
@@ -72,7 +73,7 @@ pub(crate) struct Told {
 
 impl Limiter {
     /// Nothing counted yet.
-    pub(crate) fn new(quotas: Quotas) -> Self {
+    pub(crate) fn new(quotas: Live<Quotas>) -> Self {
         let now = Instant::now();
         let networks = [(); 3].map(|()| Table::new(now));
         let principals = [(); 3].map(|()| Table::new(now));
@@ -85,7 +86,7 @@ impl Limiter {
         if matches!(peer.proved, Proved::User(_)) {
             return None;
         }
-        let quota = self.quotas.network[class.place()];
+        let quota = self.quotas.get().network[class.place()];
         let mut tables = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
         let standing = tables[class.place()].take(network_of(peer.address), quota, Instant::now());
         Some(Told { class, quota, standing })
@@ -96,7 +97,7 @@ impl Limiter {
         if principal.role.is_none() || matches!(peer.proved, Proved::User(_)) {
             return None;
         }
-        let quota = self.quotas.principal[class.place()];
+        let quota = self.quotas.get().principal[class.place()];
         let mut tables = self.principals.lock().unwrap_or_else(PoisonError::into_inner);
         let standing = tables[class.place()].take(principal.id.clone(), quota, Instant::now());
         Some(Told { class, quota, standing })
@@ -154,7 +155,7 @@ mod tests {
     #[test]
     fn classes_have_their_own_buckets() {
         let quotas = [Quota { requests: 1, window: Duration::from_secs(10) }; 3];
-        let limiter = Limiter::new(Quotas { principal: quotas, network: quotas });
+        let limiter = Limiter::new(Live::new(Quotas { principal: quotas, network: quotas }));
         let peer = Peer { address: IpAddr::from([192, 0, 2, 1]), proved: Proved::Nothing };
         let taken = |class| limiter.network(class, &peer).is_some_and(|told| told.check().is_ok());
         for class in [Class::Api, Class::Login, Class::Upload] {

@@ -114,7 +114,7 @@ async fn listen(
     let certificates = Certificates::open(&config.data, subject, node.clone(), metrics.clone())?;
     let settings = Settings::new(source, config.clone(), certificates.clone());
     let (tls, limits) = (certificates.server(), settings.limits.clone());
-    let live = (limits.clone(), settings.openness.clone());
+    let live = (limits.clone(), settings.openness.clone(), settings.quotas.clone());
     let app = App::new(node.clone(), config, live, certificates.clone(), metrics.clone(), stop_seen.clone());
     let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;

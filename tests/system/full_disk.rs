@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use hyper::Method;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use samovar_tests::durability::{Image, Load, check, seed};
@@ -13,6 +14,8 @@ const IMAGE_BYTES: u64 = 512 << 20;
 const RESERVE: &str = "[store]\nreserve = \"128MiB\"\n";
 /// Freed later.
 const BALLAST_BYTES: u64 = 160 << 20;
+/// Of the blob that finds no room.
+const BLOB_BYTES: usize = 1 << 20;
 /// For the disk to fill, and for writes to come back.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -45,6 +48,12 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     assert_eq!(status(&mut client, "/ready").await, 200, "reads still work");
     assert_eq!(status(&mut client, "/ready?for=write").await, 503, "and there is no room to write");
     assert_eq!(status(&mut client, "/v1/keys?limit=10").await, 200, "a listing is a read");
+    let blob = vec![b'b'; BLOB_BYTES];
+    let upload = client.request(Method::POST, "/v1/blobs", &[], blob.clone()).await.unwrap();
+    assert_eq!(upload.status, 507, "a blob needs room, too: {}", upload.text());
+    assert_eq!(upload.json().unwrap()["type"], "urn:samovar:problem:no-room");
+    // The refusal came before the body was read, so the connection may be gone.
+    let mut client = daemon.client().await.unwrap();
     tokio::time::sleep(Duration::from_secs(7)).await;
     load.end().await.unwrap();
     let refused = load.refused();
@@ -62,6 +71,8 @@ async fn a_full_disk_refuses_writes_and_recovers() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let back = freed.elapsed();
+    let upload = client.request(Method::POST, "/v1/blobs", &[], blob).await.unwrap();
+    assert_eq!(upload.status, 201, "the same blob once there is room: {}", upload.text());
     load.begin(&daemon).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     load.end().await.unwrap();

@@ -21,7 +21,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Honest clients, how often each asks, and for how long.
 const HONEST: usize = 20;
 const HONEST_INTERVAL: Duration = Duration::from_millis(50);
-const HONEST_TIME: Duration = Duration::from_secs(20);
+const HONEST_TIME: Duration = Duration::from_secs(8);
+/// Alone and among bad clients in turn, so often: what else the machine does meets both.
+const ROUNDS: usize = 5;
+/// For handshakes and closed connections to be over before honest clients are timed.
+const SETTLE: Duration = Duration::from_secs(2);
 const IDLE: usize = 5000;
 const SLOW_SENDERS: usize = 200;
 const SLOW_READERS: usize = 50;
@@ -113,6 +117,11 @@ fn p99(times: &[Duration]) -> Duration {
     times[times.len() * 99 / 100]
 }
 
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
 /// Opens what no honest client would: connections that say nothing, say little, or take little.
 async fn bad_clients(daemon: &Daemon, idle: usize) -> JoinSet<()> {
     let dialer = Dialer::new(daemon, &[b"http/1.1"]).unwrap();
@@ -161,7 +170,7 @@ async fn bad_clients(daemon: &Daemon, idle: usize) -> JoinSet<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes a minute and a quiet machine; tests/run long runs it"]
+#[ignore = "takes three minutes and a quiet machine; tests/run long runs it"]
 async fn slow_and_idle_clients_do_not_double_the_p99_of_honest_ones() {
     let idle = descriptors_for(IDLE + SLOW_SENDERS + SLOW_READERS) - SLOW_SENDERS - SLOW_READERS;
     let directory = tempfile::tempdir().unwrap();
@@ -170,19 +179,21 @@ async fn slow_and_idle_clients_do_not_double_the_p99_of_honest_ones() {
     let mut client = daemon.client().await.unwrap();
     assert_eq!(client.put("/v1/keys/honest", "v").await.unwrap().status, 201);
     assert_eq!(client.put("/v1/keys/large", vec![b'x'; 1 << 20]).await.unwrap().status, 201);
-    let alone = honest(&daemon).await;
-    let bad = bad_clients(&daemon, idle).await;
-    let among = honest(&daemon).await;
-    drop(bad);
-    let again = honest(&daemon).await;
-    let ratio = p99(&among).as_secs_f64() / p99(&alone).max(p99(&again)).as_secs_f64();
+    let (mut alone, mut among) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        alone.push(p99(&honest(&daemon).await));
+        let bad = bad_clients(&daemon, idle).await;
+        tokio::time::sleep(SETTLE).await;
+        among.push(p99(&honest(&daemon).await));
+        drop(bad);
+        tokio::time::sleep(SETTLE).await;
+    }
+    println!("p99 alone {alone:?}, among bad clients {among:?}");
+    let (alone, among) = (median(alone), median(among));
+    let ratio = among.as_secs_f64() / alone.as_secs_f64();
     println!(
-        "RESULT bad clients: p99 of {} honest requests {:?} alone, {:?} among {idle} idle, {SLOW_SENDERS} slow senders, \
-         {SLOW_READERS} slow readers, {:?} alone again; ratio {ratio:.2}",
-        among.len(),
-        p99(&alone),
-        p99(&among),
-        p99(&again)
+        "RESULT bad clients: median of {ROUNDS} p99 of {HONEST} honest clients {alone:?} alone, {among:?} among {idle} \
+         idle, {SLOW_SENDERS} slow senders, {SLOW_READERS} slow readers; ratio {ratio:.2}"
     );
     assert!(ratio <= 2.0, "the p99 of honest clients became {ratio:.2} times what it was, at most 2 is expected");
 }

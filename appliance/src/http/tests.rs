@@ -44,7 +44,7 @@ fn quick() -> Limits {
 /// `/echo` answers its body, `/large` 16 MiB, `/slow` after 300 ms, `/never` never, anything else its path.
 fn handler() -> Handler {
     Arc::new(|asked: Asked| {
-        Box::pin(async move {
+        let answer = Box::pin(async move {
             let answered = |bytes: Bytes| Response::new(Payload::Full(bytes));
             let response = match asked.head.uri.path() {
                 "/echo" => match asked.body.read(64 << 10).await {
@@ -60,7 +60,8 @@ fn handler() -> Handler {
                 path => answered(Bytes::from(path.to_owned())),
             };
             Answer { response, route: "/test", actor: None }
-        })
+        });
+        Reply { route: "/test", answer }
     })
 }
 
@@ -266,6 +267,8 @@ async fn work_has_a_deadline() {
     let answer = fixture.exchange(b"GET /never HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
     assert_eq!(status_of(&answer), "503", "{answer}");
     assert!(answer.contains("retry-after: 1\r\n") && answer.contains("urn:samovar:problem:deadline"), "{answer}");
+    // It counts under the route that was too slow.
+    wait_for(&fixture, "http_requests_total{method=\"GET\",route=\"/test\",status=\"503\"} 1").await;
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! A reload: certificates, limits, level of the journal and who may read metrics, all of them or none. Connections and
-//! streams that are open stay; requests that come next go by what is new. A bad file changes nothing.
+//! A reload: certificates, limits, quotas, level of the journal and who may read metrics, all of them or none.
+//! Connections and streams that are open stay; requests that come next go by what is new. A bad file changes nothing.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::http::Limits;
 use crate::journal;
 use crate::live::Live;
+use crate::quota::Quotas;
 use crate::tls::Certificates;
 
 /// Where the configuration comes from, each time it is read.
@@ -40,6 +41,7 @@ pub(super) struct Settings {
     certificates: Arc<Certificates>,
     pub(super) limits: Live<Limits>,
     pub(super) openness: Live<Openness>,
+    pub(super) quotas: Live<Quotas>,
 }
 
 impl Settings {
@@ -47,7 +49,8 @@ impl Settings {
     pub(super) fn new(source: Source, config: Config, certificates: Arc<Certificates>) -> Self {
         let limits = Live::new(config.limits.clone());
         let openness = Live::new(Openness::of(&config));
-        Self { source, config, certificates, limits, openness }
+        let quotas = Live::new(config.quotas.clone());
+        Self { source, config, certificates, limits, openness, quotas }
     }
 
     /// Reloads whenever it is asked to, until nobody can ask any more.
@@ -73,10 +76,12 @@ impl Settings {
         let waiting = needs_restart(&self.config, &new);
         self.limits.set(Arc::new(new.limits.clone()));
         self.openness.set(Arc::new(Openness::of(&new)));
+        self.quotas.set(Arc::new(new.quotas.clone()));
         journal::configure(new.level);
         // What waits for a restart is still in force as it was.
         self.config = Config {
             limits: new.limits,
+            quotas: new.quotas,
             public: new.public,
             metrics_allow: new.metrics_allow,
             level: new.level,
@@ -99,7 +104,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("blobs.size", old.blob_bytes_max != new.blob_bytes_max),
         ("blobs.keep_unnamed", old.unnamed_blob_age != new.unnamed_blob_age),
         ("auth.session_life", old.session_life_ms != new.session_life_ms),
-        ("quotas", old.quotas != new.quotas),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }

@@ -308,6 +308,10 @@ fn a_reload_takes_what_it_can_and_a_bad_file_changes_nothing() {
     daemon.reload("");
     daemon.until("GET /metrics", 200);
     assert_eq!(daemon.ask_as(&long, &[], "").status, 400, "the default limit is back");
+    daemon.reload("[limits]\napi_per_address = \"1/1h\"\n");
+    daemon.until("GET /health", 429);
+    daemon.reload("");
+    daemon.until("GET /health", 200);
 }
 
 #[test]
