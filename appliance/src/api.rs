@@ -117,6 +117,8 @@ pub(crate) struct App {
     limiter: Limiter,
     /// Bounds of the listener; here for the number of watches.
     pub(crate) limits: Live<Limits>,
+    /// Data directory.
+    pub(crate) data: std::path::PathBuf,
     /// How long a session lasts, in milliseconds.
     pub(crate) session_life_ms: u64,
     /// Turns true when the daemon begins to stop.
@@ -163,6 +165,7 @@ impl App {
             metrics,
             limits: live.0,
             openness: live.1,
+            data: config.data.clone(),
             limiter: Limiter::new(live.2),
             session_life_ms: config.session_life_ms,
             stop,

@@ -28,6 +28,25 @@ pub(crate) fn write_new(path: &Path, content: &[u8], mode: Mode) -> Result<()> {
     file.sync_all().with_context(context)
 }
 
+/// Puts a file in place of the one before: a whole new file, then its name.
+pub(crate) fn replace(path: &Path, content: &[u8], mode: Mode) -> Result<()> {
+    let new = path.with_added_extension("new");
+    remove(&new)?;
+    write_new(&new, content, mode)?;
+    std::fs::rename(&new, path).with_context(|| format!("putting {} in its place", path.display()))?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Removes a file, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes the names in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> Result<()> {
     File::open(path).and_then(|d| d.sync_all()).with_context(|| format!("syncing {}", path.display()))

@@ -34,7 +34,7 @@ mod notify;
 mod reload;
 mod sockets;
 
-pub(crate) use directory::{ADMIN_TOKEN_FILE, LOCK_FILE, VKEY_FILE};
+pub(crate) use directory::{ADMIN_TOKEN_FILE, LOCK_FILE, VKEY_FILE, write_vkey};
 pub(crate) use init::{dev, init};
 pub(crate) use local::SOCKET_FILE;
 pub(crate) use machine_clock::{is_synchronised, somebody_knows};
@@ -124,6 +124,7 @@ async fn listen(
     let server = Server { listener, local, tls, limits, handler, metrics: metrics.clone() };
     let serving = tokio::spawn(server.run(stop_seen));
     write_url(&config.data, address)?;
+    renew_vkey(&config.data, &node.log_info().vkey)?;
     // Once systemd knows that we are ready it may send signals, so they are watched before.
     let mut stop = pin!(stop);
     let stopped_already = futures_util::future::poll_immediate(stop.as_mut()).await.is_some();
@@ -157,6 +158,14 @@ fn write_url(data: &Path, address: SocketAddr) -> Result<()> {
         std::fs::remove_file(&path).with_context(|| format!("replacing {}", path.display()))?;
     }
     write_new(&path, format!("https://{host}:{}\n", address.port()).as_bytes(), Mode::Public)
+}
+
+/// A rotation of the log key may have been cut short before the file was replaced.
+fn renew_vkey(data: &Path, vkey: &str) -> Result<()> {
+    match std::fs::read_to_string(data.join(VKEY_FILE)) {
+        Ok(text) if text.trim() == vkey => Ok(()),
+        _ => write_vkey(data, vkey),
+    }
 }
 
 fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {

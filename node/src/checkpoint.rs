@@ -28,8 +28,15 @@ pub enum CheckpointError {
     #[error("not a checkpoint: {0}")]
     Text(&'static str),
     /// The log's key did not sign it.
-    #[error("the checkpoint carries no signature of {0}: another log's, or another key's")]
+    #[error("the checkpoint carries no signature of {0}: another log's")]
     Unsigned(String),
+    /// Another key of the same name signed it.
+    #[error(
+        "another log key of {0} signed the checkpoint than the one given: if the log key was rotated, fetch the receipts of \
+         its changes (samovar receipt N > DIR/N, for each N that /v1/log lists under key_changes) and verify with \
+         --chain DIR"
+    )]
+    OtherKey(String),
     /// It is another log's.
     #[error("the checkpoint is of the log {found}, not of {expected}")]
     Origin {
@@ -73,7 +80,9 @@ impl Checkpoint {
     /// When it is not signed by this key, malformed, or of another origin.
     pub fn open(note: &Note<'_>, log: &VerifierKey) -> Result<Self, CheckpointError> {
         if note.verify(log)?.is_none() {
-            return Err(CheckpointError::Unsigned(log.name().to_owned()));
+            let name = log.name().to_owned();
+            let other = note.is_signed_by_name(&name);
+            return Err(if other { CheckpointError::OtherKey(name) } else { CheckpointError::Unsigned(name) });
         }
         let checkpoint = Self::parse(note.text())?;
         if checkpoint.origin != log.name() {
@@ -136,7 +145,10 @@ mod tests {
         let note = Note::parse(&note).unwrap();
         assert_eq!(Checkpoint::open(&note, log.verifier_key()), Ok(checkpoint));
         let refused = Checkpoint::open(&note, other_key.verifier_key());
-        assert_eq!(refused, Err(CheckpointError::Unsigned("a.example".into())));
+        assert_eq!(refused, Err(CheckpointError::OtherKey("a.example".into())));
+        let stranger = signer("c.example", 1);
+        let refused = Checkpoint::open(&note, stranger.verifier_key());
+        assert_eq!(refused, Err(CheckpointError::Unsigned("c.example".into())));
         let refused = Checkpoint::open(&note, other_log.verifier_key());
         assert!(matches!(refused, Err(CheckpointError::Origin { .. })), "{refused:?}");
     }

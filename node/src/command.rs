@@ -248,6 +248,21 @@ pub(crate) enum Command {
         /// The policy, as C2SP tlog-policy.
         policy: String,
     },
+    /// A change of the log key: the entry of [`Command::Cosigners`], and then writes, in one block. Format 2.
+    LogKey {
+        /// Wall clock of the proposer, milliseconds since 1970.
+        time_ms: u64,
+        /// Id of the principal.
+        author: String,
+        /// Verifier key of the log.
+        log: String,
+        /// Verifier keys of the cosigners.
+        cosigners: Vec<String>,
+        /// The policy, as C2SP tlog-policy.
+        policy: String,
+        /// What the state map is to say of it, and what else belongs in the block.
+        writes: Vec<WriteCommand>,
+    },
 }
 
 /// A [`Write`] as proposed: with the randomness that apply may not draw itself.
@@ -298,14 +313,30 @@ pub(crate) struct ProposalId {
     pub sequence: u64,
 }
 
-const COMMAND_VERSION: u8 = 1;
+/// The newest format. A command is written in the oldest that knows it, so that an older version reads what it can.
+const COMMAND_VERSION: u8 = 2;
 
 impl Command {
     /// Encodes the command as it is written to the raft log.
     pub(crate) fn encode(&self) -> Bytes {
         // postcard fails on sequences of unknown length only, and there are none.
-        let encoded = postcard::to_extend(self, vec![COMMAND_VERSION]).unwrap_or_default();
+        let encoded = postcard::to_extend(self, vec![self.version()]).unwrap_or_default();
         Bytes::from(encoded)
+    }
+
+    fn version(&self) -> u8 {
+        match self {
+            Self::Writes { .. } | Self::Cosigners { .. } => 1,
+            Self::LogKey { .. } => 2,
+        }
+    }
+
+    /// The writes in it.
+    pub(crate) fn writes(&self) -> &[WriteCommand] {
+        match self {
+            Self::Writes { writes, .. } | Self::LogKey { writes, .. } => writes,
+            Self::Cosigners { .. } => &[],
+        }
     }
 
     /// Decodes a command.
@@ -314,12 +345,16 @@ impl Command {
     /// [`Error::Corrupt`] for bytes of another format version, or that are no command.
     pub(crate) fn decode(bytes: &Bytes) -> Result<Self, Error> {
         match bytes.split_first() {
-            Some((&COMMAND_VERSION, rest)) => {
+            Some((&version @ 1..=COMMAND_VERSION, rest)) => {
                 let decoded = postcard::take_from_bytes(rest);
                 let (command, left) =
                     decoded.map_err(|e| Error::Corrupt(format!("a command in the raft log is damaged: {e}")))?;
                 if !left.is_empty() {
                     return Err(Error::Corrupt(format!("{} bytes follow a command in the raft log", left.len())));
+                }
+                let command: Self = command;
+                if command.version() != version {
+                    return Err(Error::Corrupt(format!("a command in the raft log is not one of format {version}")));
                 }
                 Ok(command)
             }

@@ -2,7 +2,8 @@
 //! node's promise, and only then signs and cosigns it; never a smaller size again.
 //!
 //! What is published is the newest checkpoint that meets the policy. The state map keeps what it needs to prove as of it
-//! until the next one.
+//! until the next one. Between the signature and the publication of a hand-over checkpoint the log key is exchanged
+//! ([`crate::log_key`]).
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,17 +12,17 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::clock::Clock;
 use crate::command::Key;
 use crate::disk::{Disk, File};
 use crate::entry::{Change, Entry, MapValue};
 use crate::error::Error;
-use crate::identity::Keys;
 use crate::ledger::{Chain, Ledger, key_hash};
+use crate::log_key::{Change as KeyChange, KeyRing, Signatures};
 use crate::machine::damaged_entry;
 use crate::merkle::{Hash, ProofError, Tree, inclusion_proof};
-use crate::note::assemble;
+use crate::note::{Note, assemble};
 use crate::proof::{self, Erasure, Inclusion, MapLeaf, MapProof, Opening, Source};
 use crate::rt;
 use crate::state_root::{KeyHash, ProofLeaf, ViewId};
@@ -29,8 +30,6 @@ use crate::store::{entries, values};
 use crate::trace;
 use crate::view;
 
-/// Least time between two rounds; a receipt that waits is delayed by no more.
-const ROUND_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a receipt waits for a checkpoint that covers it.
 const RECEIPT_WAIT: Duration = Duration::from_secs(30);
 /// How often a proof is begun again because its checkpoint was replaced meanwhile.
@@ -52,8 +51,7 @@ pub(crate) struct Notary {
     clock: Arc<Clock>,
     ledger: Arc<Ledger>,
     promise: Promise,
-    origin: String,
-    keys: Keys,
+    keys: KeyRing,
     published: RwLock<Option<Arc<Published>>>,
     size: watch::Sender<u64>,
     rounds: AtomicU64,
@@ -64,15 +62,13 @@ impl Notary {
         disk: &dyn Disk,
         data: &Path,
         ledger: Arc<Ledger>,
-        origin: &str,
-        keys: Keys,
+        keys: KeyRing,
         clock: Arc<Clock>,
     ) -> Result<Self, Error> {
         Ok(Self {
             promise: Promise::open(disk, &data.join("promise"))?,
             clock,
             ledger,
-            origin: origin.to_owned(),
             keys,
             published: RwLock::new(None),
             size: watch::Sender::new(0),
@@ -80,16 +76,22 @@ impl Notary {
         })
     }
 
+    /// The keys of the signatures.
+    pub(crate) fn keys(&self) -> &KeyRing {
+        &self.keys
+    }
+
     /// Refuses a ledger that contradicts what this node cosigned: a node whose data fell behind must not sign again.
     /// Called once the raft log is replayed.
     pub(crate) fn check_promise(&self) -> Result<(), Error> {
         let Some(promised) = self.promise.read()? else { return Ok(()) };
         let chain = self.ledger.chain();
-        if promised.origin != self.origin {
+        if promised.origin != self.keys.origin() {
             return Err(Error::Corrupt(format!(
                 "node.json names the log {}, but this node cosigned {} (file promise): one of the two is damaged, or belongs \
                  to another node; restore node.json from a backup, or rejoin the cluster from its peers",
-                self.origin, promised.origin
+                self.keys.origin(),
+                promised.origin
             )));
         }
         if promised.size > chain.head.size {
@@ -111,42 +113,23 @@ impl Notary {
         Tree::rebuild(size, tail.as_chunks().0, read).map(|tree| tree.root()).map_err(unreadable)
     }
 
-    /// Publishes a checkpoint whenever there is a new block, until the task is dropped.
-    pub(crate) async fn run(self: Arc<Self>) {
-        let mut head = self.ledger.head();
-        loop {
-            let next = rt::instant() + ROUND_INTERVAL;
-            if let Err(error) = Arc::clone(&self).round().await {
-                tracing::error!(%error, "no checkpoint could be made");
-            }
-            if head.changed().await.is_err() {
-                return;
-            }
-            rt::sleep_until(next).await;
-        }
-    }
-
-    /// One round: freeze, promise, sign, cosign, publish.
-    pub(crate) async fn round(self: Arc<Self>) -> Result<(), Error> {
-        let done = rt::blocking(move || self.round_blocking()).await;
-        done.unwrap_or_else(|e| Err(Error::Unavailable(format!("a checkpoint round died: {e}"))))
-    }
-
-    fn round_blocking(&self) -> Result<(), Error> {
+    /// Signs a checkpoint of the newest block, if there is none yet; gives, too, the change of the log key that it hands
+    /// over for.
+    pub(crate) fn sign_newest(&self) -> Result<Option<(Published, Option<u64>)>, Error> {
         let _span = trace::span("checkpoint");
-        let (checkpoint, view) = {
+        let (checkpoint, view, change) = {
             let chain = self.ledger.chain();
             let (size, height) = (chain.head.size, chain.head.height);
             if height == 0 || size <= *self.size.borrow() {
-                return Ok(());
+                return Ok(None);
             }
-            let checkpoint = Checkpoint { origin: self.origin.clone(), size, root: chain.tree.root() };
-            (checkpoint, self.ledger.map.freeze(height)?)
+            let checkpoint = Checkpoint { origin: self.keys.origin().to_owned(), size, root: chain.tree.root() };
+            let change = self.ledger.log_change()?;
+            (checkpoint, self.ledger.map.freeze(height)?, change)
         };
-        match self.sign(&checkpoint) {
-            Ok(text) => {
-                let published = Published { text: text.into(), size: checkpoint.size, view };
-                self.publish(published)
+        match self.sign(&checkpoint, change.as_ref()) {
+            Ok((text, hands_over)) => {
+                Ok(Some((Published { text: text.into(), size: checkpoint.size, view }, hands_over)))
             }
             Err(error) => {
                 self.ledger.map.release(view)?;
@@ -155,14 +138,21 @@ impl Notary {
         }
     }
 
-    fn sign(&self, checkpoint: &Checkpoint) -> Result<String, Error> {
+    fn sign(&self, checkpoint: &Checkpoint, change: Option<&KeyChange>) -> Result<(String, Option<u64>), Error> {
         let text = checkpoint.to_text();
         self.promise.write(&text)?;
         let now_s = self.clock.read(self.ledger.newest().time_ms).sure_ms / 1000;
-        Ok(assemble(&text, &[self.keys.log.sign(&text, now_s), self.keys.cosigner.sign(&text, now_s)]))
+        let Signatures { lines, hands_over } = self.keys.sign(&text, now_s, change)?;
+        Ok((assemble(&text, &lines), hands_over))
     }
 
-    fn publish(&self, published: Published) -> Result<(), Error> {
+    /// Gives up a checkpoint that is not published.
+    pub(crate) fn discard(&self, checkpoint: &Published) -> Result<(), Error> {
+        self.ledger.map.release(checkpoint.view)
+    }
+
+    /// Publishes what [`Notary::sign_newest`] signed.
+    pub(crate) fn publish(&self, published: Published) -> Result<(), Error> {
         let size = published.size;
         let mut slot = self.published.write().unwrap_or_else(PoisonError::into_inner);
         let old = slot.replace(Arc::new(published));
@@ -213,21 +203,27 @@ impl Notary {
     }
 
     /// The receipt of an entry, with the values still held and proof of what was erased. Values of the system state hold
-    /// hashes of secrets; a receipt goes into other hands, so it withholds them.
+    /// hashes of secrets; a receipt goes into other hands, so it withholds them. That of a change of the log key stands on
+    /// its hand-over checkpoint: under a later one who knows only the key before could not check it.
     pub(crate) fn receipt(&self, record: view::Record, published: &Published) -> Result<String, Error> {
         let index = record.index;
+        let kept = if is_key_change(&record.line) { self.ledger.handover(index)? } else { None };
+        let (checkpoint, size) = match &kept {
+            Some(text) => (text.as_str(), size_of(index, text)?),
+            None => (&*published.text, published.size),
+        };
         let mut openings = Vec::with_capacity(record.openings.len());
         for (key, opening) in record.openings {
             openings.push(match opening {
                 view::Opening::Value { .. } if key.is_reserved() => Opening::Withheld,
                 view::Opening::Value { salt, value } => Opening::Value { salt, value },
                 view::Opening::Erased { erased_by } => {
-                    Opening::Erased(Erasure { index: erased_by, source: self.source(erased_by, published.size)? })
+                    Opening::Erased(Erasure { index: erased_by, source: self.source(erased_by, size)? })
                 }
             });
         }
-        let path = self.inclusion(index, published.size)?;
-        let inclusion = Inclusion { index, path: &path, checkpoint: &published.text };
+        let path = self.inclusion(index, size)?;
+        let inclusion = Inclusion { index, path: &path, checkpoint };
         Ok(proof::receipt(&inclusion, &text_line(index, record.line.to_vec())?, &openings))
     }
 
@@ -297,6 +293,16 @@ pub(crate) fn needs(record: &view::Record) -> u64 {
         view::Opening::Value { .. } => None,
     });
     erased.fold(record.index, u64::max)
+}
+
+fn is_key_change(line: &[u8]) -> bool {
+    matches!(Entry::parse(line), Ok(Entry::Cosigners(_)))
+}
+
+/// Entries that a kept checkpoint covers.
+fn size_of(index: u64, note: &str) -> Result<u64, Error> {
+    let checkpoint = Note::parse(note).map_err(CheckpointError::from).and_then(|note| Checkpoint::parse(note.text()));
+    checkpoint.map(|checkpoint| checkpoint.size).map_err(|e| damaged_entry(index, &e))
 }
 
 fn unreadable(error: ProofError<Error>) -> Error {

@@ -2,6 +2,10 @@
 //!
 //! Log key and cosigning key are two keys and neither is the TLS key (that one is the appliance's). The public halves
 //! stand in `node.json`, so a damaged or exchanged key file is seen at start.
+//!
+//! A new log key lies in `keys/log.next` from before the entry that names it until the key before is destroyed
+//! ([`crate::log_key`] says when which of the two signs). Of the two files `node.json` names the one in force, so that at
+//! every crash point exactly one fits.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +20,7 @@ use crate::rt;
 use crate::view::LogInfo;
 
 const FORMAT: u32 = 1;
-const SEED_BYTES: usize = 32;
+pub(crate) const SEED_BYTES: usize = 32;
 
 /// The file `node.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,9 +43,16 @@ pub(crate) struct Identity {
 
 /// The private keys.
 pub(crate) struct Keys {
+    /// The one that `node.json` names.
     pub log: Signer,
+    /// The one in `keys/log.next`.
+    pub next: Option<Signer>,
     pub cosigner: Signer,
 }
+
+const LOG: &str = "log";
+const NEXT: &str = "log.next";
+const COSIGNER: &str = "cosigner";
 
 fn identity_path(data: &Path) -> PathBuf {
     data.join("node.json")
@@ -59,8 +70,8 @@ impl Identity {
         }
         let keys = data.join("keys");
         disk.create_directory(&keys).map_err(|e| Error::io(format!("making {}", keys.display()), &e))?;
-        let log = make_key(disk, data, "log", origin, Scheme::Ed25519)?;
-        let cosigner = make_key(disk, data, "cosigner", &format!("{origin}/{name}"), Scheme::Cosignature)?;
+        let log = make_key(disk, data, LOG, origin, Scheme::Ed25519)?;
+        let cosigner = make_key(disk, data, COSIGNER, &format!("{origin}/{name}"), Scheme::Cosignature)?;
         let identity = Self {
             format: FORMAT,
             node: 1,
@@ -82,6 +93,27 @@ impl Identity {
 
     /// Reads identity and keys, and checks that they belong together.
     pub(crate) fn load(disk: &dyn Disk, data: &Path) -> Result<(Self, Keys), Error> {
+        let identity = Self::read(disk, data)?;
+        let (named, cosigner) = (public(LOG, &identity.log)?, public(COSIGNER, &identity.cosigner)?);
+        let next = match read_seed(disk, data, NEXT)? {
+            Some(seed) => Some(signer(data, NEXT, &named, seed)?),
+            None => None,
+        };
+        let keys = match next {
+            // The last step of a hand-over is still to be done: `settle` does it.
+            Some(next) if *next.verifier_key() == named => {
+                Keys { log: next, next: None, cosigner: load_key(disk, data, COSIGNER, &cosigner)? }
+            }
+            next => Keys {
+                log: load_key(disk, data, LOG, &named)?,
+                next,
+                cosigner: load_key(disk, data, COSIGNER, &cosigner)?,
+            },
+        };
+        Ok((identity, keys))
+    }
+
+    fn read(disk: &dyn Disk, data: &Path) -> Result<Self, Error> {
         let path = identity_path(data);
         let Some(text) = durable::read(disk, &path)? else {
             return Err(Error::Invalid(format!(
@@ -96,9 +128,7 @@ impl Identity {
             let found = identity.format;
             return Err(Error::Corrupt(format!("{} has format {found}, this version reads {FORMAT}", path.display())));
         }
-        let log = load_key(disk, data, "log", &identity.log)?;
-        let cosigner = load_key(disk, data, "cosigner", &identity.cosigner)?;
-        Ok((identity, Keys { log, cosigner }))
+        Ok(identity)
     }
 
     /// Keys and policy as a verifier needs them.
@@ -106,7 +136,7 @@ impl Identity {
         let cosigner = keys.cosigner.verifier_key().clone();
         LogInfo {
             origin: self.origin.clone(),
-            vkey: self.log.clone(),
+            vkey: keys.log.verifier_key().to_string(),
             cosigners: vec![self.cosigner.clone()],
             policy: Policy::of_cluster(keys.log.verifier_key(), &[(self.name.clone(), cosigner)]),
         }
@@ -118,20 +148,80 @@ fn make_key(disk: &dyn Disk, data: &Path, which: &str, name: &str, scheme: Schem
     rt::fill_random(&mut seed);
     let signer = Signer::from_seed(name, scheme, &seed)
         .map_err(|e| Error::Invalid(format!("{name:?} cannot name a key: {e}")))?;
-    durable::replace(disk, &key_path(data, which), &seed)?;
+    write_seed(disk, data, which, &seed)?;
     Ok(signer)
 }
 
-fn load_key(disk: &dyn Disk, data: &Path, which: &str, vkey: &str) -> Result<Signer, Error> {
-    let path = key_path(data, which);
-    let damaged = |what: &str| Error::Corrupt(format!("{} {what}: restore it from a backup", path.display()));
-    let public = VerifierKey::parse(vkey)
-        .map_err(|e| Error::Corrupt(format!("node.json: key of the {which}: {e}; restore the file from a backup")))?;
-    let bytes = durable::read(disk, &path)?.ok_or_else(|| damaged("is missing"))?;
-    let seed: [u8; SEED_BYTES] = bytes.try_into().map_err(|_| damaged("has the wrong length"))?;
-    let signer = Signer::from_seed(public.name(), public.scheme(), &seed).map_err(|e| damaged(&e.to_string()))?;
-    if *signer.verifier_key() != public {
-        return Err(damaged("does not belong to the public key in node.json"));
+/// Makes the log key that is to follow and its file, durably. The chain log does not name it yet.
+pub(crate) fn make_next(disk: &dyn Disk, data: &Path, origin: &str, seed: &[u8; SEED_BYTES]) -> Result<Signer, Error> {
+    let signer = Signer::from_seed(origin, Scheme::Ed25519, seed)
+        .map_err(|e| Error::Invalid(format!("{origin:?} cannot name a key: {e}")))?;
+    write_seed(disk, data, NEXT, seed)?;
+    Ok(signer)
+}
+
+/// Removes a log key that no entry names.
+pub(crate) fn discard_next(disk: &dyn Disk, data: &Path) -> Result<(), Error> {
+    let path = key_path(data, NEXT);
+    overwrite(disk, &path)?;
+    let removed = disk.remove(&path).and_then(|()| disk.sync_directory(&data.join("keys")));
+    removed.map_err(|e| Error::io(format!("removing {}", path.display()), &e))
+}
+
+/// Puts the next log key in the place of the one before, which is destroyed: from here on `node.json` names the new one.
+/// May be cut anywhere, and is then done again.
+pub(crate) fn take_next(disk: &dyn Disk, data: &Path, log: &VerifierKey) -> Result<(), Error> {
+    let identity = Identity::read(disk, data)?;
+    Identity { log: log.to_string(), ..identity }.save(disk, data)?;
+    let (path, next) = (key_path(data, LOG), key_path(data, NEXT));
+    overwrite(disk, &path)?;
+    let renamed = disk.rename(&next, &path).and_then(|()| disk.sync_directory(&data.join("keys")));
+    renamed.map_err(|e| Error::io(format!("replacing {}", path.display()), &e))
+}
+
+/// Whether `keys/log.next` is there.
+pub(crate) fn has_next(disk: &dyn Disk, data: &Path) -> Result<bool, Error> {
+    Ok(durable::read(disk, &key_path(data, NEXT))?.is_some())
+}
+
+/// Writes zeros over a key before its name goes: as far as the file system lets, nothing of it stays on the disk.
+fn overwrite(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
+    let zeroed = disk.open(path, true).and_then(|file| {
+        let length = usize::try_from(file.length()?).unwrap_or(SEED_BYTES);
+        file.write_at(&vec![0; length], 0)?;
+        file.sync()
+    });
+    zeroed.map_err(|e| Error::io(format!("destroying {}", path.display()), &e))
+}
+
+fn public(which: &str, vkey: &str) -> Result<VerifierKey, Error> {
+    VerifierKey::parse(vkey)
+        .map_err(|e| Error::Corrupt(format!("node.json: key of the {which}: {e}; restore the file from a backup")))
+}
+
+fn damaged(data: &Path, which: &str, what: &str) -> Error {
+    Error::Corrupt(format!("{} {what}: restore it from a backup", key_path(data, which).display()))
+}
+
+fn write_seed(disk: &dyn Disk, data: &Path, which: &str, seed: &[u8; SEED_BYTES]) -> Result<(), Error> {
+    durable::replace(disk, &key_path(data, which), seed)
+}
+
+fn read_seed(disk: &dyn Disk, data: &Path, which: &str) -> Result<Option<[u8; SEED_BYTES]>, Error> {
+    let Some(bytes) = durable::read(disk, &key_path(data, which))? else { return Ok(None) };
+    bytes.try_into().map(Some).map_err(|_| damaged(data, which, "has the wrong length"))
+}
+
+/// The key of a seed, under the name and of the kind of `like`.
+fn signer(data: &Path, which: &str, like: &VerifierKey, seed: [u8; SEED_BYTES]) -> Result<Signer, Error> {
+    Signer::from_seed(like.name(), like.scheme(), &seed).map_err(|e| damaged(data, which, &e.to_string()))
+}
+
+fn load_key(disk: &dyn Disk, data: &Path, which: &str, public: &VerifierKey) -> Result<Signer, Error> {
+    let seed = read_seed(disk, data, which)?.ok_or_else(|| damaged(data, which, "is missing"))?;
+    let signer = signer(data, which, public, seed)?;
+    if signer.verifier_key() != public {
+        return Err(damaged(data, which, "does not belong to the public key in node.json"));
     }
     Ok(signer)
 }

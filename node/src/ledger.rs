@@ -337,8 +337,7 @@ impl Ledger {
     /// Writes the salts of a block again, from the command that made it. A power cut can keep rows that were not synced
     /// yet and lose the salts written before them; the raft log has them for as long as that can be.
     pub(crate) fn restore_salts(&self, height: u64, command: &Command) -> Result<(), Error> {
-        let Command::Writes { writes, .. } = command else { return Ok(()) };
-        let puts = writes.iter().flat_map(|w| &w.operations).filter_map(|operation| match operation {
+        let puts = command.writes().iter().flat_map(|w| &w.operations).filter_map(|operation| match operation {
             OperationCommand::Put { value, salt, .. } => Some((entry::commitment(salt, value), salt)),
             _ => None,
         });

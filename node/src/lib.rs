@@ -27,6 +27,7 @@ mod cosign;
 mod durable;
 mod identity;
 mod ledger;
+mod log_key;
 mod machine;
 mod raft;
 mod read;

@@ -45,7 +45,9 @@ impl Ledger {
         let _span = trace::span("apply");
         let mut chain = self.write_chain();
         let proposed_ms = match &input {
-            Input::Command(Command::Writes { time_ms, .. } | Command::Cosigners { time_ms, .. }) => *time_ms,
+            Input::Command(
+                Command::Writes { time_ms, .. } | Command::Cosigners { time_ms, .. } | Command::LogKey { time_ms, .. },
+            ) => *time_ms,
             Input::Nothing | Input::Membership { .. } => 0,
         };
         let mut draft = Draft::new(self, &mut chain, proposed_ms)?;
@@ -57,6 +59,11 @@ impl Ledger {
             }
             Input::Command(Command::Cosigners { author, log, cosigners, policy, .. }) => {
                 vec![draft.cosigners(author, log, cosigners, policy)]
+            }
+            Input::Command(Command::LogKey { author, log, cosigners, policy, writes, .. }) => {
+                let mut outcomes = vec![draft.cosigners(author, log, cosigners, policy)];
+                outcomes.extend(draft.writes(writes)?);
+                outcomes
             }
             Input::Command(Command::Writes { writes, .. }) => draft.writes(writes)?,
         };

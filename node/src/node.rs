@@ -15,7 +15,8 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::{Identity, Keys};
 use crate::ledger::Ledger;
-use crate::raft::{Consensus, Job, Ping, ReadJob};
+use crate::log_key::KeyRing;
+use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, batcher};
 use crate::rt;
 use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
@@ -23,13 +24,14 @@ use crate::trace;
 use crate::view::{ApplyStages, BlockRow, Consistency, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status};
 
 mod blobs;
+mod log_key;
 mod tasks;
 mod vital;
 
 use tasks::{let_go, open_ledger, until};
 
-/// Who holds the ledger of a node that does nothing: the node, its consensus, its notary.
-const LEDGER_OWNERS: usize = 3;
+/// Who holds the ledger of a node that does nothing: the node, its consensus, its notary, its proposer.
+const LEDGER_OWNERS: usize = 4;
 
 /// What a node needs to start.
 #[derive(Debug, Clone)]
@@ -74,14 +76,16 @@ struct Inner {
     config: Config,
     disk: Arc<dyn Disk>,
     identity: Identity,
-    log_info: LogInfo,
     ledger: Arc<Ledger>,
     clock: Arc<Clock>,
     consensus: Consensus,
+    proposer: Arc<Proposer>,
     notary: Arc<Notary>,
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<ReadJob>,
     pings: mpsc::Sender<Ping>,
+    /// Rotations of the log key, one at a time.
+    rotating: tokio::sync::Mutex<()>,
     free_bytes: AtomicU64,
     stopping: watch::Sender<bool>,
     /// Set when a part failed for good; the daemon must end and be started again.
@@ -129,12 +133,12 @@ impl Node {
         keys: Keys,
         shelf: Shelf,
     ) -> Result<Self, Error> {
-        let log_info = identity.log_info(&keys);
         let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf).await?;
         let clock = Arc::new(Clock::default());
-        let (book, origin) = (Arc::clone(&ledger), &identity.origin);
-        let notary = Notary::open(disk.as_ref(), &config.data, book, origin, keys, Arc::clone(&clock))?;
-        let notary = Arc::new(notary);
+        let proposer = Arc::new(consensus.proposer(Arc::clone(&clock), identity.name.clone()));
+        let keys = KeyRing::new(Arc::clone(&disk), config.data.clone(), identity.clone(), keys);
+        let (book, time) = (Arc::clone(&ledger), Arc::clone(&clock));
+        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, book, keys, time)?);
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
         let (pings, ping_queue) = mpsc::channel(1);
@@ -146,19 +150,21 @@ impl Node {
             config,
             disk,
             identity,
-            log_info,
             ledger,
             clock,
             consensus,
+            proposer,
             notary,
             writes,
             reads,
             pings,
+            rotating: tokio::sync::Mutex::new(()),
         });
         inner.begin().await?;
         inner.look_at_space();
         inner.notary.check_promise()?;
-        Arc::clone(&inner.notary).round().await?;
+        inner.notary.keys().settle(&inner.ledger)?;
+        inner.checkpoint_round().await?;
         inner.spawn_tasks(write_queue, read_queue, ping_queue);
         Ok(Self { inner })
     }
@@ -345,12 +351,6 @@ impl Node {
         Ok(())
     }
 
-    /// Keys and policy of the log.
-    #[must_use]
-    pub fn log_info(&self) -> LogInfo {
-        self.inner.log_info.clone()
-    }
-
     /// Where the chain stands; the receiver wakes at every block.
     #[must_use]
     pub fn head(&self) -> watch::Receiver<Head> {
@@ -439,7 +439,7 @@ impl Inner {
         if self.identity.begun {
             return Ok(());
         }
-        let LogInfo { vkey, cosigners, policy, .. } = self.log_info.clone();
+        let LogInfo { vkey, cosigners, policy, .. } = self.notary.keys().log_info();
         let author = self.identity.name.clone();
         if self.ledger.newest().system_revision == 0 {
             let time_ms = self.clock.read(0).sure_ms;
@@ -457,11 +457,10 @@ impl Inner {
         pings: mpsc::Receiver<Ping>,
     ) {
         let stopping = self.stopping.subscribe();
-        let (clock, author) = (Arc::clone(&self.clock), self.identity.name.clone());
         let tasks = vec![
-            rt::spawn(self.consensus.batcher(clock, author, writes, pings, stopping.clone())),
+            rt::spawn(batcher(Arc::clone(&self.proposer), writes, pings, stopping.clone())),
             rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
-            rt::spawn(until(stopping.clone(), Arc::clone(&self.notary).run())),
+            rt::spawn(until(stopping.clone(), tasks::checkpoints(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::scrub(Arc::clone(self)))),

@@ -278,6 +278,11 @@ impl<'a> Note<'a> {
         self.text
     }
 
+    /// Whether a line claims to be a signature under this name, of whichever key.
+    pub(crate) fn is_signed_by_name(&self, name: &str) -> bool {
+        self.signatures.iter().any(|s| s.name == name)
+    }
+
     /// Checks every signature of `key`; `None` when there is none.
     ///
     /// # Errors

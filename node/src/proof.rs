@@ -12,10 +12,12 @@ use crate::checkpoint::parse_decimal;
 use crate::merkle::Hash;
 
 mod extra;
+mod follow;
 mod map;
 mod verify;
 
 pub use extra::{Erasure, Opening, Source};
+pub use follow::Followed;
 pub use map::{MapLeaf, MapProof};
 pub use verify::{Contents, Cosigned, Found, Latest, Receipt, Refused, Value, Verified, Verifier};
 

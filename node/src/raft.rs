@@ -31,8 +31,7 @@ mod propose;
 mod state;
 
 use log::RaftLog;
-use propose::Proposer;
-pub(crate) use propose::{Job, Ping, ReadJob};
+pub(crate) use propose::{Job, Ping, Proposer, ReadJob, batcher};
 use state::{Durable, StateMachine};
 
 openraft::declare_raft_types!(
@@ -163,17 +162,9 @@ impl Consensus {
         }
     }
 
-    /// The task that turns waiting writes into blocks. `author` is that of what the node itself writes.
-    pub(crate) fn batcher(
-        &self,
-        clock: Arc<Clock>,
-        author: String,
-        queue: mpsc::Receiver<Job>,
-        pings: mpsc::Receiver<Ping>,
-        stopping: watch::Receiver<bool>,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        let proposer = Proposer { raft: self.raft.clone(), ledger: Arc::clone(self.ledger()), clock, author };
-        propose::batcher(proposer, queue, pings, stopping)
+    /// What proposes for this node. `author` is that of what the node itself writes.
+    pub(crate) fn proposer(&self, clock: Arc<Clock>, author: String) -> Proposer {
+        Proposer { raft: self.raft.clone(), ledger: Arc::clone(self.ledger()), clock, author }
     }
 
     /// Asks Raft core, apply and the raft log's thread, in this order, for a sign of life; returns when all have given

@@ -211,8 +211,8 @@ async fn every_forgery_of_a_live_file_is_refused_for_its_reason() {
     let stranger = Signer::from_seed(log.verifier.log.name(), Scheme::Ed25519, &[7; 32]).unwrap();
     let stranger = stranger.verifier_key().to_string();
     let asked = [
-        ("other log's key", receipt, &stranger, false, None, "no signature of"),
-        ("other log's key, under the policy", receipt, &stranger, true, None, "no signature of"),
+        ("other log's key", receipt, &stranger, false, None, "another log key"),
+        ("other log's key, under the policy", receipt, &stranger, true, None, "another log key"),
         ("another key's proof", proof, &own, true, Some("menu/8"), "is about the key"),
         ("another key's absence", absent_proof, &own, true, Some("menu/8"), "is about the key"),
         ("the receipt of another key", receipt, &own, true, Some("menu/8"), "does not name the key"),

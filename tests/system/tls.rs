@@ -1,4 +1,4 @@
-//! Certificates, CA and session keys replaced under load: clients that verify what they are shown lose no request.
+//! Every secret replaced under load: clients that verify what they are shown lose no request.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -150,8 +150,21 @@ async fn rotations_under_load_lose_no_request() {
     tokio::time::sleep(pause).await;
     good(&daemon, &["rotate", "sessions"]).await;
     tokio::time::sleep(pause).await;
+    let log_key = log_key_rotated(&daemon).await;
+    tokio::time::sleep(pause).await;
     let node = good(&daemon, &["rotate", "node"]).await;
     tokio::time::sleep(pause).await;
+    let (old_id, old_token) = api_key(&daemon).await;
+    let with_key = start("api-key", &old_ca, &old_token, 1);
+    tokio::time::sleep(pause).await;
+    let save = directory.path().join("new.token");
+    let words = ["rotate", "api-key", &old_id, "--grace", "10m", "--save", save.to_str().unwrap()];
+    let api_key = good(&daemon, &words).await;
+    let new_token = std::fs::read_to_string(&save).unwrap().trim().to_owned();
+    let with_new_key = start("new-api-key", &old_ca, &new_token, 1);
+    tokio::time::sleep(pause).await;
+    let mut asked = with_key.stop().await;
+    let new_id = api_key["id"].as_str().unwrap().to_owned();
     let ca = good(&daemon, &["rotate", "ca"]).await;
     let new_ca = copy_of(&daemon, 0, &directory.path().join("new.pem"));
     let fresh_new = start("fresh-new", &new_ca, &token, 1);
@@ -162,7 +175,7 @@ async fn rotations_under_load_lose_no_request() {
     assert_eq!(again.status.code(), Some(1), "a second roll-over within the first is refused");
 
     // Who knows only the old CA is not served after the end; those with connections stay.
-    let mut asked = fresh_old.stop().await + with_session.stop().await;
+    asked += fresh_old.stop().await + with_session.stop().await + with_new_key.stop().await;
     good(&daemon, &["rotate", "ca", "--finish"]).await;
     tokio::time::sleep(pause).await;
     let elapsed = begun.elapsed();
@@ -176,6 +189,84 @@ async fn rotations_under_load_lose_no_request() {
     assert!(refused.is_some(), "the old CA must not count after the end of the roll-over");
     assert_ne!(node["certificate"], ca["certificate"]);
     each_is_an_entry_with_a_receipt(&daemon, &[&node, &ca]).await;
+    log_key.followed(&daemon).await;
+    let last = directory.path().join("last");
+    good(&daemon, &["rotate", "api-key", &new_id, "--save", last.to_str().unwrap()]).await;
+    let mut refused = Client::connect(daemon.port(), &new_ca, Some(&new_token)).await.unwrap();
+    assert_eq!(refused.get("/v1/me").await.unwrap().status, 401, "without grace the key before ends at once");
+}
+
+/// An API key of a writer: id and token.
+async fn api_key(daemon: &Daemon) -> (String, String) {
+    let mut admin = daemon.client().await.unwrap();
+    let body = json!({ "name": "load", "role": "writer" }).to_string();
+    let headers = [("content-type", "application/json")];
+    let made = admin.request(Method::POST, "/v1/api-keys", &headers, body).await.unwrap().json().unwrap();
+    (made["id"].as_str().unwrap().to_owned(), made["token"].as_str().unwrap().to_owned())
+}
+
+/// What an auditor has who was there before a rotation of the log key.
+struct Auditor {
+    /// Verifier key of before.
+    key: String,
+    /// A receipt and a proof of before.
+    saved: Vec<Vec<u8>>,
+    transaction: u64,
+}
+
+async fn log_key_rotated(daemon: &Daemon) -> Auditor {
+    let mut admin = daemon.client().await.unwrap();
+    let key = admin.get("/v1/log").await.unwrap().json().unwrap()["vkey"].as_str().unwrap().to_owned();
+    let mut saved = Vec::new();
+    for path in ["/v1/transactions/2/receipt?wait=quorum", "/v1/proofs/load/kept"] {
+        let answer = admin.get(path).await.unwrap();
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        saved.push(answer.body.to_vec());
+    }
+    let rotated = good(daemon, &["rotate", "log-key"]).await;
+    assert_ne!(rotated["vkey"], key, "the key is a new one");
+    let file = std::fs::read_to_string(daemon.data().join("log.vkey")).unwrap();
+    assert_eq!(rotated["vkey"], file.trim(), "log.vkey follows");
+    Auditor { key, saved, transaction: rotated["transaction"].as_u64().unwrap() }
+}
+
+impl Auditor {
+    /// With the key of before and the receipt of the change everything verifies, without that only what was saved.
+    async fn followed(&self, daemon: &Daemon) {
+        let mut admin = daemon.client().await.unwrap();
+        let log = admin.get("/v1/log").await.unwrap().json().unwrap();
+        assert_eq!(log["key_changes"], json!([self.transaction]), "{log}");
+        let directory = tempfile::tempdir().unwrap();
+        let chain = directory.path().join("chain");
+        std::fs::create_dir(&chain).unwrap();
+        let write = |path: &Path, bytes: &[u8]| {
+            let mut file = std::fs::File::create(path).unwrap();
+            std::io::Write::write_all(&mut file, bytes).unwrap();
+        };
+        let mut newer = Vec::new();
+        for path in ["/v1/transactions/2/receipt?wait=quorum", "/v1/proofs/load/kept"] {
+            newer.push(admin.get(path).await.unwrap().body.to_vec());
+        }
+        let change = admin.get(&format!("/v1/transactions/{}/receipt", self.transaction)).await.unwrap();
+        write(&chain.join(self.transaction.to_string()), &change.body);
+        for (what, files, holds_without) in [("saved before", &self.saved, true), ("asked for later", &newer, false)] {
+            for (n, file) in files.iter().enumerate() {
+                let path = directory.path().join("file");
+                write(&path, file);
+                for followed in [true, false] {
+                    let mut verify = daemon.command(&["verify", path.to_str().unwrap(), "--key", &self.key]).unwrap();
+                    if followed {
+                        verify.arg("--chain").arg(&chain);
+                    }
+                    let output = verify.output().unwrap();
+                    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                    let holds = followed || holds_without;
+                    assert_eq!(output.status.success(), holds, "file {n} {what}, chain {followed}: {said}");
+                    assert!(holds || said.contains("--chain DIR"), "the refusal says what to do: {said}");
+                }
+            }
+        }
+    }
 }
 
 async fn each_is_an_entry_with_a_receipt(daemon: &Daemon, rotations: &[&Value]) {

@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
 """A second verifier of Samovar's proof files, written from docs/reference/formats.md alone; exit 0 only if all holds.
-
-verify.py FILE VKEY [POLICY-FILE or "" [EXPECTED-KEY]]    or    verify.py --vectors DIR    (prints "N passed, N failed")
-"""
+verify.py FILE VKEY [POLICY-FILE or "" [EXPECTED-KEY or "" [RECEIPT-OF-A-CHANGE-OF-KEYS ...]]]
+verify.py --vectors DIR    (prints "N passed, N failed")"""
 import base64, hashlib, json, pathlib, re, sys
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 DECIMAL, CONTROL = "(0|[1-9][0-9]{0,18})", re.compile(r"[\x00-\x1f\x7f-\x9f]")
 NOTE = re.compile(r"((?:[^\x00-\x1f]*\n)+)\n((?:— [^\s+]+ \S+\n){1,64})")
 CHECKPOINT = re.compile(rf"(.+)\n{DECIMAL}\n(\S{{44}})\n(?:.+\n)*")
@@ -14,11 +12,8 @@ def need(condition, why):
     if condition: return condition
     raise ValueError(why)
 def sha(*parts): return hashlib.sha256(b"".join(parts)).digest()
-def b64(text):
-    data = base64.b64decode(text, validate=True)
-    return need(base64.b64encode(data).decode() == text, "not canonical base64") and data
-def fits(v, s):
-    """Whether a value fits a schema: tuple = alternatives, [S, n] = at most n of S, dict = exactly these fields."""
+def b64(text): return need(base64.b64encode(d := base64.b64decode(text, validate=True)).decode() == text, "b64") and d
+def fits(v, s):  # a schema: tuple = alternatives, [S, n] = at most n of S, dict = exactly these fields
     if type(s) is tuple: return any(fits(v, one) for one in s)
     if type(s) is list: return type(v) is list and len(v) <= s[1] and all(fits(x, s[0]) for x in v)
     if type(s) is dict: return type(v) is dict and list(v) == list(s) and all(fits(v[k], s[k]) for k in s)
@@ -40,8 +35,7 @@ MAP, OPENING = {"key": HASH, "siblings": [HASH, 256], "leaf": LEAF}, (VALUE, {"e
 EXTRA = ({"entry": STR, "openings": [OPENING, 128]},
          {"block": STR, "key": STR, "map": MAP, "put": (SOURCE, None), "opening": (VALUE, None)})
 def canonical(text, schema):
-    value = json.loads(text)
-    same = json.dumps(value, ensure_ascii=False, separators=(",", ":")) == text
+    same = json.dumps(value := json.loads(text), ensure_ascii=False, separators=(",", ":")) == text
     return need(same and fits(value, schema), "malformed JSON") and value
 def vkey(text, kind):
     name, key_id, key = need(re.fullmatch(r"([^\s+]{1,255})\+([0-9a-f]{8})\+(\S+)", text), "not a key").groups()
@@ -63,18 +57,14 @@ def check_policy(policy, log, note, needs_nodes):
     lines = (line.split() for line in re.sub(rb"(?m)^[ \t]*#.*$", b"", policy).split(b"\n"))
     for kind, name, *words in filter(None, lines):
         need(kind not in (b"witness", b"group") or name not in (*met, b"none"), "a name twice")
-        if kind == b"log" and len(words) <= 1:
-            logs += [vkey(name.decode(), 1)]
+        if kind == b"log" and len(words) <= 1: logs += [vkey(name.decode(), 1)]
         elif kind == b"witness" and len(words) <= 2:
-            witnesses += [vkey(words[0].decode(), 4)]
-            met[name] = signed_by(note, witnesses[-1])
+            witnesses, met[name] = witnesses + [vkey(words[0].decode(), 4)], signed_by(note, vkey(words[0].decode(), 4))
         elif kind == b"group":
             k = {b"all": len(words) - 1, b"any": 1}.get(words[0]) or words[0].isdigit() and int(words[0])
             need(1 <= k < len(words), "not a threshold")
             members, groups, met[name] = members + words[1:], groups + [name], sum(met[m] for m in words[1:]) >= k
-        else:
-            need(kind == b"quorum" and not words, "not a policy line")
-            quorum.append(name == b"none" or met[name])
+        else: quorum += [need(kind == b"quorum" and not words, "not a policy line") and (name == b"none" or met[name])]
     for once in [k[3] for k in logs], [k[3] for k in witnesses], members:
         need(len(set(once)) == len(once) and max(map(len, (logs, witnesses, groups))) <= 64, "one twice, or too many")
     need(quorum == [True] and (log in logs or not logs), "no quorum, or not a log of the policy")
@@ -95,8 +85,7 @@ def included(line, index, path, head):
 def opens(o, held): return need(sha(b64(o["salt"]), b64(o["value"])) == b64(held), "not the committed value")
 def receipt(x, index, path, head, expected):
     operations = included(x["entry"], index, path, head)[1]
-    puts = [o for kind, o in operations if kind == "put"]
-    asked = expected is None or expected in [o["key"] for _, o in operations]
+    puts, asked = [o for kind, o in operations if kind == "put"], expected in (None, *(o["key"] for _, o in operations))
     need(asked and len(puts) == len(x["openings"]), "the entry is about other keys, or has other puts")
     for put, o in zip(puts, x["openings"]):
         if o and "erased" in o:
@@ -125,26 +114,37 @@ def latest(x, index, path, head, expected):
         puts = [o for k, o in included(x["put"]["entry"], leaf["revision"], x["put"]["path"], head)[1] if k == "put"]
         need([o["commitment"] for o in puts if o["key"] == x["key"]] == [held], "not the entry of the value")
     return not x["opening"] or opens(x["opening"], held)
-def refusal(data, key, policy, expected):
-    try:  # whatever the bytes, there is an answer
-        extra, index, path, note = need(FILE.fullmatch(data.decode()), "not a proof file").groups()
-        x, log = canonical(b64(extra).decode(), EXTRA), vkey(key, 1)
-        need(signed_by(note, log) and len(data) <= 2**25, "not signed by the log")
-        origin, size, root = need(CHECKPOINT.fullmatch(NOTE.fullmatch(note)[1]), "not a checkpoint").groups()
-        need(origin == log[0] and int(size) < 2**63, "not a checkpoint of this log")
-        policy is None or check_policy(policy, log, note, "block" in x)
-        (latest if "block" in x else receipt)(x, int(index), path.split(), (int(size), b64(root)), expected)
-    except Exception as e:
-        return f"{type(e).__name__}: {e}"
+def verified(data, most, _, key, policy, expected):
+    extra, index, path, note = need(FILE.fullmatch(data.decode()), "not a proof file").groups()
+    x, log = canonical(b64(extra).decode(), EXTRA), vkey(key, 1)
+    need(signed_by(note, log) and len(data) <= 2**25, "not signed by the log")
+    origin, size, root = need(CHECKPOINT.fullmatch(NOTE.fullmatch(note)[1]), "not a checkpoint").groups()
+    need(origin == log[0] and int(size) < 2**63, "not a checkpoint of this log")
+    policy is None or check_policy(policy, log, note, "block" in x)
+    (latest if "block" in x else receipt)(x, int(index), path.split(), (int(size), b64(root)), expected)
+    return need(int(size) <= most, "more than its keys lived to sign") and (x, int(index), int(size))
+def follow(key, policy, chain):  # newest first: largest size signed, entry that began it, log key, policy
+    trusted = [(2**63, -1, key, policy)]
+    for file in chain:
+        (x, index, size), (_, last, key, policy) = verified(file, *trusted[0], None), trusted[0]
+        to = canonical(x["entry"], ENTRY)
+        need(to["type"] == "cosigners" and index > last and vkey(to["log"], 1)[0] == vkey(key, 1)[0], "not the next")
+        trusted[:1] = [(2**63, index, to["log"], policy and to["policy"].encode()), (size, last, key, policy)]
+    return trusted
+def attempt(function, *arguments):  # whatever the bytes, there is an answer
+    try: return function(*arguments), None
+    except Exception as e: return None, f"{type(e).__name__}: {e}"
+def refusal(data, key, policy, expected, chain):
+    trusted, why = attempt(follow, key, policy, chain)
+    whys = [why] if why else [attempt(verified, data, *keys, expected)[1] for keys in trusted]
+    return None if None in whys else whys[0]
 def main(read, arguments):
     if arguments[0] != "--vectors":
-        file, key, policy, expected = (arguments + [None, None])[:4]
-        why = refusal(read(file), key, read(policy) if policy else None, expected)
+        (file, key, policy, expected), chain = (arguments[:4] + [None, None])[:4], map(read, arguments[4:])
+        why = refusal(read(file), key, read(policy) if policy else None, expected or None, chain)
         return f"refused: {why}" if why else print("holds" + "; log signature only" * (not policy))
-    rows, load = json.loads(read(arguments[1] + "/index.json")), lambda name: name and read(f"{arguments[1]}/{name}")
-    answers = [refusal(load(v["file"]), v["key"], load(v["policy"]), v["expect_key"]) for v in rows]
+    rows, get = json.loads(read(arguments[1] + "/index.json")), lambda name: name and read(f"{arguments[1]}/{name}")
+    answers = [refusal(get(v["file"]), v["key"], get(v["policy"]), v["expect_key"], map(get, v["chain"])) for v in rows]
     wrong = [f"{v['file']}: {v['why']}: {why}" for v, why in zip(rows, answers) if v["accept"] != (why is None)]
-    print(*wrong, f"{len(rows) - len(wrong)} passed, {len(wrong)} failed", sep="\n")
-    return len(wrong)
-if __name__ == "__main__":
-    sys.exit(main(lambda name: pathlib.Path(name).read_bytes(), sys.argv[1:]))
+    return print(*wrong, f"{len(rows) - len(wrong)} passed, {len(wrong)} failed", sep="\n") or len(wrong)
+if __name__ == "__main__": sys.exit(main(lambda name: pathlib.Path(name).read_bytes(), sys.argv[1:]))

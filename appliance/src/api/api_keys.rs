@@ -8,6 +8,9 @@ use super::problem::Problem;
 use super::{Call, Handled, render};
 use crate::auth::{API_KEYS, Access, ApiKey, Grant, Holder, OWNED_MAX, Role, Stored, USERS, commit};
 
+/// Longest time for which a key counts beside its successor, in seconds.
+const GRACE_S_MAX: u64 = 30 * 86_400;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewApiKey {
@@ -148,6 +151,36 @@ pub(crate) async fn delete(call: Call) -> Handled {
     requirements.extend(needed(&call, &before).await?);
     let committed = commit(node, &call.principal.id, requirements, vec![API_KEYS.delete(&before.id)?]).await?;
     Ok(render::committed(render::empty(StatusCode::NO_CONTENT), &committed))
+}
+
+/// `POST /v1/api-keys/{id}/successor`: one transaction makes the new key and ends the old one.
+pub(crate) async fn rotate(call: Call) -> Handled {
+    let grace_s = call.query.number("grace").unwrap_or(0);
+    if grace_s > GRACE_S_MAX {
+        return Err(Problem::parameter("grace", format!("at most {GRACE_S_MAX} seconds, 30 days")));
+    }
+    let node = &call.app.node;
+    node.barrier().await?;
+    let before = API_KEYS.get(node, call.captured()).await?;
+    let now_ms = node.now_ms();
+    if !before.row.is_live(now_ms) {
+        let detail = "the API key is disabled or has ended: enable it first, or make a new one";
+        return Err(Problem::conflict("api-key-ended", detail));
+    }
+    if grace_s > 0 && API_KEYS.all(node).await?.len() >= API_KEYS.rows_max {
+        let detail = format!("the ledger has {} API keys, the most it takes: rotate without grace", API_KEYS.rows_max);
+        return Err(Problem::conflict("too-many-api-keys", detail));
+    }
+    let ApiKey { name, holder, expires_ms, .. } = before.row.clone();
+    let crate::auth::Issued { id, row, token } = ApiKey::issue(name, holder, expires_ms, now_ms);
+    let end_ms = now_ms.saturating_add(grace_s.saturating_mul(1000));
+    let ending = ApiKey { expires_ms: Some(expires_ms.map_or(end_ms, |end| end.min(end_ms))), ..before.row.clone() };
+    let end = if grace_s > 0 { API_KEYS.put(&before.id, &ending)? } else { API_KEYS.delete(&before.id)? };
+    // The new key has the same rights, so nobody is left without an administrator.
+    let requirements = vec![API_KEYS.unchanged(&before.id, Some(before.revision))?, API_KEYS.unchanged(&id, None)?];
+    let committed = commit(node, &call.principal.id, requirements, vec![API_KEYS.put(&id, &row)?, end]).await?;
+    let issued = Issued { shown: shown(&id, committed.transaction, &row), token };
+    Ok(render::committed(render::json(StatusCode::CREATED, &issued)?, &committed))
 }
 
 /// Whether the key lets its holder manage access. That of a user may, as far as this asks.

@@ -2,13 +2,14 @@
 
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, HeaderValue};
-use samovar_node::Error;
-use samovar_node::view::BlockRow;
+use samovar_node::view::{BlockRow, LogInfo};
+use samovar_node::{Error, rt};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::problem::Problem;
 use super::{Call, Handled, render};
+use crate::serve::write_vkey;
 
 /// Entries and hashes of a full tile.
 const TILE_WIDTH: u16 = 256;
@@ -91,13 +92,39 @@ struct Log<'a> {
     vkey: &'a str,
     cosigners: &'a [String],
     policy: &'a str,
+    /// Entries that changed the log key; their receipts lead from the first key to this one.
+    key_changes: &'a [u64],
 }
 
 /// `GET /v1/log`.
 pub(crate) async fn info(call: Call) -> Handled {
-    let info = call.app.node.log_info();
-    let log = Log { origin: &info.origin, vkey: &info.vkey, cosigners: &info.cosigners, policy: &info.policy };
+    let node = &call.app.node;
+    let (LogInfo { origin, vkey, cosigners, policy }, key_changes) = (node.log_info(), node.log_key_changes().await?);
+    let log = Log { origin: &origin, vkey: &vkey, cosigners: &cosigners, policy: &policy, key_changes: &key_changes };
     render::json(StatusCode::OK, &log)
+}
+
+#[derive(Serialize)]
+struct RotatedLogKey<'a> {
+    vkey: &'a str,
+    transaction: u64,
+}
+
+/// `POST /v1/log/key`. In a task of its own: a client that goes away does not keep `log.vkey` from following.
+pub(crate) async fn rotate_key(call: Call) -> Handled {
+    let (app, author) = (call.app.clone(), call.principal.id.clone());
+    let done = rt::spawn(async move {
+        let (committed, info) = app.node.rotate_log_key(&author).await?;
+        let (data, vkey) = (app.data.clone(), info.vkey.clone());
+        let written = rt::blocking(move || write_vkey(&data, &vkey)).await.map_err(|e| Problem::internal(&e))?;
+        if let Err(error) = written {
+            tracing::error!("the log key is rotated, but log.vkey is not replaced; the next start does it: {error:#}");
+        }
+        Ok::<_, Problem>((committed, info))
+    });
+    let (committed, info) = done.await.map_err(|e| Problem::internal(&e))??;
+    let rotated = RotatedLogKey { vkey: &info.vkey, transaction: committed.transaction };
+    Ok(render::committed(render::json(StatusCode::CREATED, &rotated)?, &committed))
 }
 
 /// Coordinates of a tile: of hashes at a level, or of entries.

@@ -5,9 +5,7 @@
 
 use hyper::Method;
 
-use super::{
-    Route, api_keys, blobs, certificates, clock, entries, feed, keys, log, login, node, tls, transactions, users,
-};
+use super::{Route, api_keys, blobs, certificates, clock, entries, feed, keys, log, login, node, transactions, users};
 use crate::auth::Right;
 use crate::quota::Class;
 
@@ -19,8 +17,9 @@ macro_rules! handler {
 
 mod diagnostics;
 mod parameters;
+mod rotations;
 
-use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, KEY, LIMIT, OLD, PREFIX, ROLL_OVER, WAIT};
+use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, KEY, LIMIT, PREFIX, WAIT};
 
 /// Every route.
 pub(crate) static ROUTES: &[Route] = &[
@@ -444,42 +443,11 @@ pub(crate) static ROUTES: &[Route] = &[
         problems: &[404, 412, 507],
         handler: handler!(certificates::delete),
     },
-    Route {
-        method: Method::POST,
-        pattern: "/v1/session-keys",
-        right: Right::Rotate,
-        class: Class::Api,
-        summary: "Replaces the keys that sign session tokens.",
-        query: &[OLD],
-        body: None,
-        answers: &[(201, Some("RotatedKey"))],
-        problems: &[409, 412, 507],
-        handler: handler!(login::rotate),
-    },
-    Route {
-        method: Method::POST,
-        pattern: "/v1/tls/node",
-        right: Right::Rotate,
-        class: Class::Api,
-        summary: "Replaces the node's TLS key and certificate.",
-        query: &[],
-        body: None,
-        answers: &[(201, Some("RotatedCertificate"))],
-        problems: &[409, 412, 507],
-        handler: handler!(tls::rotate_node),
-    },
-    Route {
-        method: Method::POST,
-        pattern: "/v1/tls/ca",
-        right: Right::Rotate,
-        class: Class::Api,
-        summary: "Begins a roll-over to a new CA, during which clients may trust the old one or the new one; or ends it.",
-        query: &[ROLL_OVER],
-        body: None,
-        answers: &[(201, Some("RotatedCertificate"))],
-        problems: &[409, 412, 507],
-        handler: handler!(tls::rotate_ca),
-    },
+    rotations::SESSION_KEYS,
+    rotations::TLS_NODE,
+    rotations::TLS_CA,
+    rotations::LOG_KEY,
+    rotations::API_KEY,
     Route {
         method: Method::POST,
         pattern: "/v1/clock/accept",

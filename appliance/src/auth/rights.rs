@@ -96,6 +96,8 @@ rights! {
     Diagnose:     Whole, "take profiles, change the level of the journal", [];
     /// Secrets of the ledger: replace them by new ones.
     Rotate:       Whole, "rotate secrets",                       [Operator];
+    /// Replace the key that signs the log: verifiers everywhere must follow.
+    RotateLogKey: Whole, "rotate the log key",                   [];
 }
 
 impl Role {

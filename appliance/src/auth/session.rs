@@ -15,7 +15,7 @@ use samovar_node::rt;
 use serde::{Deserialize, Serialize};
 
 use super::rows::{hex, is_short_id, sha256, unhex};
-use crate::durable::{Mode, sync_directory, write_new};
+use crate::durable::{Mode, replace};
 
 /// What a session token begins with.
 pub(super) const PREFIX: &str = "samovar_session_";
@@ -25,8 +25,6 @@ pub(super) const TOKEN_BYTES_MAX: usize = 1024;
 pub(crate) const LIFE_MS_MAX: u64 = 24 * 3_600_000;
 /// File of this node's private key, in the data directory.
 const KEY_FILE: &str = "session.key";
-/// Where its successor is written before it takes its place.
-const KEY_FILE_NEW: &str = "session.key.new";
 /// Keeps these signatures apart from all others.
 const DOMAIN: &[u8] = b"samovar session v1\0";
 
@@ -135,13 +133,7 @@ impl KeyFile {
 
     /// Keeps a key in place of the one before. Crash order: a whole new file, then its name.
     pub(super) fn keep(&self, seed: &[u8; 32]) -> Result<()> {
-        let (new, path) = (self.0.join(KEY_FILE_NEW), self.0.join(KEY_FILE));
-        if new.exists() {
-            std::fs::remove_file(&new).with_context(|| format!("removing {}", new.display()))?;
-        }
-        write_new(&new, format!("{}\n", hex(seed)).as_bytes(), Mode::Secret)?;
-        std::fs::rename(&new, &path).with_context(|| format!("putting {} in its place", path.display()))?;
-        sync_directory(&self.0)
+        replace(&self.0.join(KEY_FILE), format!("{}\n", hex(seed)).as_bytes(), Mode::Secret)
     }
 }
 

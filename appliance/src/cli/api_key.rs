@@ -111,7 +111,7 @@ pub(super) async fn run(command: &ApiKey, format: Format) -> anyhow::Result<()> 
             if let Some(days) = days {
                 body["expires_ms"] = (samovar_node::rt::now_ms() + days * DAY_MS).into();
             }
-            let id = figure(&save_token(&Client::open(target)?, "/v1/api-keys", &body, save).await?, "id");
+            let id = figure(&save_token(&Client::open(target)?, "/v1/api-keys", Some(&body), save).await?, "id");
             match format {
                 Format::Text => Ok(output::text(&format!("{id} is in {}\n", save.display()))?),
                 Format::Json => Ok(output::json(&json!({ "id": id, "file": save }))?),
@@ -143,12 +143,22 @@ fn said(format: Format, id: &str, what: &str) -> anyhow::Result<()> {
 
 /// Sends a request whose answer holds a token, and writes the token to a new file. The file is made first, so that a
 /// secret which is shown once always has a place to go.
-pub(super) async fn save_token(client: &Client, path: &str, body: &Value, save: &Path) -> anyhow::Result<Value> {
+pub(super) async fn save_token(
+    client: &Client,
+    path: &str,
+    body: Option<&Value>,
+    save: &Path,
+) -> anyhow::Result<Value> {
     let name = save.display();
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
     let mut file = options.open(save).with_context(|| format!("cannot make {name}"))?;
-    let request = Request::write(Method::POST, path, body.to_string()).header("content-type", "application/json")?;
+    let request = match body {
+        Some(body) => {
+            Request::write(Method::POST, path, body.to_string()).header("content-type", "application/json")?
+        }
+        None => Request::write(Method::POST, path, ""),
+    };
     let answer = match client.send(request).await {
         Ok(answer) => answer.json()?,
         Err(e) => {

@@ -87,14 +87,11 @@ pub(super) fn verify(verify: &Verify, format: Format) -> anyhow::Result<()> {
         policy,
         expect_key: verify.expect_key.as_ref().map(|k| k.as_str().to_owned()),
     };
-    let verifier = match &verify.chain {
-        Some(directory) => verifier
-            .verify_chain(&chain_files(directory)?)
-            .with_context(|| format!("{}: refused", directory.display()))?,
-        None => verifier,
-    };
+    let changes = verify.chain.as_deref().map(chain_files).transpose()?.unwrap_or_default();
+    let refused = || format!("{}: refused", verify.chain.as_deref().unwrap_or(Path::new("")).display());
+    let trusted = verifier.verify_chain(&changes).with_context(refused)?;
     let file = read_bounded(&verify.file, FILE_BYTES_MAX)?;
-    let verified = verifier.verify(&file).with_context(|| format!("{}: refused", verify.file.display()))?;
+    let verified = trusted.verify(&file).with_context(|| format!("{}: refused", verify.file.display()))?;
     match format {
         Format::Json => output::json(&document(&verified))?,
         Format::Text => output::text(&sentences(&verified))?,

@@ -1,14 +1,23 @@
 //! Secrets of the ledger, each replaced by one command.
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use hyper::Method;
 use serde_json::{Value, json};
 
+use super::api_key::save_token;
 use super::keys::figure;
-use crate::client::{Client, Request, Target, query};
+use crate::client::{Client, Request, Target, key_path, query};
+use crate::config::Span;
 use crate::output::{self, Format};
 
 const NODE: &str = "/v1/tls/node";
 const BEGIN: &str = "/v1/tls/ca";
+const LOG_KEY: &str = "/v1/log/key";
+/// Longest wait for the hand-over checkpoint.
+const LOG_KEY_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_BYTES_MAX: usize = 64 << 10;
 const FINISH: &str = "/v1/tls/ca?roll_over=finish";
 
 #[derive(Debug, clap::Subcommand)]
@@ -41,6 +50,28 @@ pub(super) enum Rotate {
         #[arg(long)]
         end_all: bool,
     },
+    /// Replace the key that signs the log's checkpoints
+    ///
+    /// The entry that names the new key is covered by a checkpoint that both keys sign; then the old key is destroyed and the
+    /// new one alone signs. Who knows only the old key follows with the entry's receipt: samovar verify --chain. Replaces
+    /// log.vkey in the data directory.
+    LogKey {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Replace an API key by a new one with the same rights
+    ApiKey {
+        #[command(flatten)]
+        target: Target,
+        /// Id of the key, as `samovar api-key list` shows it
+        id: String,
+        /// File to write the new key to, readable for its owner only; must not exist
+        #[arg(long, value_name = "FILE")]
+        save: PathBuf,
+        /// How long the old key still counts, such as 10m; at most 30d
+        #[arg(long, value_name = "TIME", default_value = "0s")]
+        grace: Span,
+    },
 }
 
 pub(super) async fn run(command: &Rotate, format: Format) -> anyhow::Result<()> {
@@ -49,6 +80,8 @@ pub(super) async fn run(command: &Rotate, format: Format) -> anyhow::Result<()> 
         Rotate::Node { target } => certificate(target, NODE, format).await,
         Rotate::Ca { target, finish: false } => certificate(target, BEGIN, format).await,
         Rotate::Ca { target, finish: true } => certificate(target, FINISH, format).await,
+        Rotate::LogKey { target } => log_key(target, format).await,
+        Rotate::ApiKey { target, id, save, grace } => api_key(target, id, save, *grace, format).await,
     }
 }
 
@@ -59,6 +92,31 @@ async fn sessions(target: &Target, end_all: bool, format: Format) -> anyhow::Res
     match format {
         Format::Text => Ok(output::text(&format!("session tokens are signed by key {key} from now on\n"))?),
         Format::Json => Ok(output::json(&json!({ "key": key, "sessions_ended": end_all }))?),
+    }
+}
+
+async fn log_key(target: &Target, format: Format) -> anyhow::Result<()> {
+    let request = Request::write(Method::POST, LOG_KEY, "").bounds(LOG_KEY_TIMEOUT, ANSWER_BYTES_MAX);
+    let rotated = Client::open(target)?.send(request).await?.json()?;
+    let (vkey, n) = (figure(&rotated, "vkey"), figure(&rotated, "transaction"));
+    match format {
+        Format::Json => Ok(output::json(&rotated)?),
+        Format::Text => Ok(output::text(&format!(
+            "The log is signed by a new key, the old one is destroyed:\n{vkey}\nTransaction {n} says so. Give its receipt to \
+             everybody who knows the old key:\n  samovar receipt {n} > {n}.tlog-proof\nThey keep it in a directory and \
+             verify with --chain DIR.\n"
+        ))?),
+    }
+}
+
+async fn api_key(target: &Target, id: &str, save: &Path, grace: Span, format: Format) -> anyhow::Result<()> {
+    let grace_s = grace.0.as_millis().div_ceil(1000);
+    let path = key_path("/v1/api-keys", id) + "/successor" + &query(&[("grace", Some(&grace_s.to_string()))]);
+    let new = figure(&save_token(&Client::open(target)?, &path, None, save).await?, "id");
+    let end = if grace_s == 0 { "has ended".to_owned() } else { format!("ends in {grace}") };
+    match format {
+        Format::Json => Ok(output::json(&json!({ "id": new, "before": id, "grace_s": grace_s, "file": save }))?),
+        Format::Text => Ok(output::text(&format!("{new} is in {}; {id} {end}\n", save.display()))?),
     }
 }
 

@@ -214,7 +214,7 @@ async fn run_own(command: &User, format: Format) -> anyhow::Result<()> {
         User::Login { target, name, save, password_file } => {
             let client = Client::open(target)?.without_token();
             let body = json!({ "user": name, "password": password(password_file.as_deref(), "Password: ", false)? });
-            let answer = save_token(&client, "/v1/login", &body, save).await?;
+            let answer = save_token(&client, "/v1/login", Some(&body), save).await?;
             let end = answer.get("expires_ms").and_then(Value::as_u64).map(output::time).unwrap_or_default();
             match format {
                 Format::Text => Ok(output::text(&format!("the token is in {}, good until {end}\n", save.display()))?),

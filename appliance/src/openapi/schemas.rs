@@ -109,8 +109,11 @@ pub(super) fn all() -> Value {
             }),
         ),
         "Log": object(
-            &["origin", "vkey", "cosigners", "policy"],
-            &json!({ "origin": text(), "vkey": text(), "cosigners": list(&text()), "policy": text() }),
+            &["origin", "vkey", "cosigners", "policy", "key_changes"],
+            &json!({
+                "origin": text(), "vkey": text(), "cosigners": list(&text()), "policy": text(),
+                "key_changes": list(&number()),
+            }),
         ),
         "Login": strict(&["user", "password"], &json!({ "user": text(), "password": text() })),
         "Session": object(
@@ -164,6 +167,7 @@ pub(super) fn all() -> Value {
         ),
         "Certificates": object(&["certificates"], &json!({ "certificates": list(&refer("Certificate")) })),
         "RotatedKey": object(&["key"], &json!({ "key": text() })),
+        "RotatedLogKey": object(&["vkey", "transaction"], &json!({ "vkey": text(), "transaction": number() })),
         "RotatedCertificate": object(
             &["certificate", "not_after_s", "rolling_over", "site_ordered"],
             &json!({

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::durable::{Mode, replace};
+
 /// Token of the first admin key.
 pub(crate) const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Verifier key of the log.
@@ -17,6 +19,11 @@ pub(crate) const LOCK_FILE: &str = "samovar.lock";
 const PARTIAL: &str = "init.partial";
 /// Made by mkfs in the root of a file system.
 const LOST_AND_FOUND: &str = "lost+found";
+
+/// Writes the verifier key of the log where people and commands on this machine look for it.
+pub(crate) fn write_vkey(data: &Path, vkey: &str) -> Result<()> {
+    replace(&data.join(VKEY_FILE), format!("{vkey}\n").as_bytes(), Mode::Public)
+}
 
 /// A data directory that this process has until it is dropped.
 pub(super) struct DataDirectory {

@@ -9,7 +9,7 @@ use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::{Node, rt};
 use tokio::sync::mpsc;
 
-use super::directory::{ADMIN_TOKEN_FILE, DataDirectory, VKEY_FILE};
+use super::directory::{ADMIN_TOKEN_FILE, DataDirectory, VKEY_FILE, write_vkey};
 use super::node_thread::NodeThread;
 use super::{Source, node_config, run, signalled};
 use crate::auth::{API_KEYS, Access, ApiKey, Holder, Issued, Role, commit};
@@ -56,7 +56,7 @@ pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) 
     let log = Node::init(&disk, &config, &name, &origin(&name)).map_err(|e| anyhow!("making the ledger: {e}"))?;
     let address = listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
     tls::make(&partial, &Subject::of(&name, address, &[]))?;
-    write_new(&made.vkey, format!("{}\n", log.vkey).as_bytes(), Mode::Public)?;
+    write_vkey(&partial, &log.vkey)?;
     if let Some(listen) = listen {
         write_new(&partial.join(DATA_FILE), format!("[listen]\napi = \"{listen}\"\n").as_bytes(), Mode::Public)?;
     }

@@ -17,14 +17,12 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use super::authority::{Authority, CA_DAYS, Fresh, NODE_DAYS, Subject, Times, accepts};
 use super::validity::{self, Validity};
 use super::{CA_FILE, CA_KEY_FILE, DIRECTORY, NODE_CERTIFICATE_FILE, NODE_KEY_FILE};
-use crate::durable::{Mode, sync_directory, write_new};
+use crate::durable::{Mode, remove, replace};
 
 /// Key of the next CA, until `ca.pem` names that one.
 const CA_KEY_NEXT_FILE: &str = "ca.key.next";
 /// The new CA, signed by the old one.
 const CROSS_FILE: &str = "ca-cross.pem";
-/// What the names of files end with that are being written.
-const NEW: &str = "new";
 /// What the names of files end with that were replaced because they did not hold.
 const OLD: &str = "old";
 /// Bytes of base64 on a line of PEM (RFC 7468, 2).
@@ -301,29 +299,11 @@ fn pem(certificate: &CertificateDer<'_>) -> String {
     text + "-----END CERTIFICATE-----\n"
 }
 
-/// Puts a file in place of the one before: a whole new file, then its name.
-pub(super) fn replace(path: &Path, content: &[u8], mode: Mode) -> Result<()> {
-    let new = path.with_added_extension(NEW);
-    remove(&new)?;
-    write_new(&new, content, mode)?;
-    std::fs::rename(&new, path).with_context(|| format!("putting {} in its place", path.display()))?;
-    path.parent().map_or(Ok(()), sync_directory)
-}
-
 /// What did not hold may be somebody's own, and is kept beside.
 fn set_aside(path: &Path) -> Result<()> {
     match std::fs::rename(path, path.with_added_extension(OLD)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("moving {} aside", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-pub(super) fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", path.display()))
         }
         _ => Ok(()),
     }

@@ -2,9 +2,18 @@ use samovar_fuzz::decoder;
 
 use super::*;
 
-fn commands() -> [Command; 2] {
+fn commands() -> [Command; 3] {
     let (author, log, policy) = ("p1".to_owned(), "L".to_owned(), "P".to_owned());
-    [one_of_everything(), Command::Cosigners { time_ms: 1, author, log, cosigners: vec!["C".to_owned()], policy }]
+    let cosigners = vec!["C".to_owned()];
+    let change = Command::LogKey {
+        time_ms: 1,
+        author: author.clone(),
+        log: log.clone(),
+        cosigners: cosigners.clone(),
+        policy: policy.clone(),
+        writes: Vec::new(),
+    };
+    [one_of_everything(), Command::Cosigners { time_ms: 1, author, log, cosigners, policy }, change]
 }
 
 #[test]
@@ -58,7 +67,8 @@ fn golden_bytes_hold_the_encoding_of_commands() {
         "01 00 80d095ffbc31 01 027031 02 0161 0105 0162 00 03 00 0161 04736f7570 0a746578742f706c61696e 00 {salt} \
          01 0162 02 0163 ac02 01 016b {fingerprint} 01 01 02 03"
     );
-    for (command, golden) in commands().into_iter().zip([writes, "01 01 01 027031 014c 01 0143 0150".into()]) {
+    let (cosigners, log_key) = ("01 01 01 027031 014c 01 0143 0150", "02 02 01 027031 014c 01 0143 0150 00");
+    for (command, golden) in commands().into_iter().zip([writes, cosigners.into(), log_key.into()]) {
         let golden = golden.replace(' ', "");
         assert_eq!(hex(&command.encode()), golden, "nodes of the neighbouring version could not read this any more");
         assert_eq!(Command::decode(&command.encode()).unwrap(), command);
@@ -74,7 +84,10 @@ fn what_is_no_whole_command_is_refused() {
     let longer = Bytes::from([&good[..], &[0]].concat());
     let error = Command::decode(&longer).unwrap_err().to_string();
     assert!(error.contains("1 bytes follow"), "a byte after the command: {error}");
-    let newer = Bytes::from([&[2], &good[1..]].concat());
+    let other = Bytes::from([&[2], &good[1..]].concat());
+    let error = Command::decode(&other).unwrap_err().to_string();
+    assert!(error.contains("not one of format 2"), "a command under a version that has another encoding: {error}");
+    let newer = Bytes::from([&[3], &good[1..]].concat());
     let error = Command::decode(&newer).unwrap_err().to_string();
     assert!(error.contains("start the newer version"), "another version: {error}");
 }

@@ -16,6 +16,10 @@ use crate::raft::Consensus;
 use crate::rt;
 use crate::store::Shelf;
 
+/// Least time between two checkpoints; a receipt that waits is delayed by no more.
+const ROUND_INTERVAL: Duration = Duration::from_millis(50);
+/// Pause after a checkpoint that could not be made.
+const ROUND_RETRY: Duration = Duration::from_secs(1);
 /// How often free space is looked at, and whether anything must be made durable.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 /// What has been applied is made durable in the store after this long, so that the raft log can be released; or once
@@ -82,6 +86,23 @@ pub(super) async fn until(mut stopping: watch::Receiver<bool>, task: impl Future
         biased;
         _ = stopping.wait_for(|stopping| *stopping) => {}
         () = task => {}
+    }
+}
+
+/// Publishes a checkpoint whenever there is a new block.
+pub(super) async fn checkpoints(node: Arc<Inner>) {
+    let mut head = node.ledger.head();
+    loop {
+        let next = rt::instant() + ROUND_INTERVAL;
+        if let Err(error) = node.checkpoint_round().await {
+            tracing::error!(%error, "no checkpoint could be made");
+            rt::sleep(ROUND_RETRY).await;
+            continue;
+        }
+        if head.changed().await.is_err() {
+            return;
+        }
+        rt::sleep_until(next).await;
     }
 }
 

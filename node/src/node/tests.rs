@@ -53,6 +53,8 @@ struct Known {
     acknowledged: BTreeMap<String, (u64, Option<Bytes>)>,
     /// Writes without an answer, to be asked for again under their name.
     in_doubt: Vec<(String, Write)>,
+    /// Entries of acknowledged rotations of the log key.
+    rotations: Vec<u64>,
 }
 
 impl Machine {
@@ -175,6 +177,7 @@ impl Known {
                 other => return Err(format!("{name} was acknowledged at {revision}, found {:?}", other.revision())),
             }
         }
+        log_key::check(node, &self.rotations).await?;
         check_chain(node)
     }
 }
@@ -221,8 +224,11 @@ fn cut_at(cut: Option<(u64, CrashPoint)>) -> u64 {
     }
     simulate(SEED, async {
         if let Ok(node) = machine.start().await {
-            for _ in 0..4 {
+            for round in 0..4 {
                 known.write(&node, &mut rng, &mut serial, 6).await;
+                if round % 2 == 1 {
+                    log_key::rotate(&node, &mut known.rotations).await;
+                }
                 rt::sleep(Duration::from_secs(6)).await;
             }
             node.stop().await;
@@ -277,6 +283,9 @@ fn lives(seed: u64) -> u64 {
             for _ in 0..rng.gen_range(1..6) {
                 let count = rng.gen_range(1..20);
                 known.write(&node, &mut rng, &mut serial, count).await;
+                if rng.gen_bool(0.3) {
+                    log_key::rotate(&node, &mut known.rotations).await;
+                }
                 rt::sleep(Duration::from_millis(rng.gen_range(0..8_000))).await;
                 (rt::now_ms(), node.head().borrow().size).hash(&mut seen);
             }
@@ -422,3 +431,4 @@ fn random_lives_lose_nothing_and_repeat_from_their_seed() {
 
 mod blobs;
 mod clock;
+mod log_key;

@@ -161,42 +161,6 @@ impl Verifier {
         Ok(Verified { checkpoint, cosigned, checked, unchecked, contents })
     }
 
-    /// Follows changes of the log's keys: each file is the receipt of a `cosigners` entry, in the order of the log, and is
-    /// accepted only under the keys and the policy before it. Gives a verifier that trusts the last ones.
-    ///
-    /// # Errors
-    /// When there is no policy to begin with, or a file does not hold; its number, from 1, is in the reason.
-    pub fn verify_chain<F: AsRef<[u8]>>(self, files: &[F]) -> Result<Self, Refused> {
-        let mut trusted = Self { expect_key: None, ..self.clone() };
-        let mut last = None;
-        for (n, file) in files.iter().enumerate() {
-            trusted.follow(file.as_ref(), &mut last).map_err(|e| format!("key change {}: {e}", n + 1))?;
-        }
-        Ok(Self { expect_key: self.expect_key, ..trusted })
-    }
-
-    fn follow(&mut self, file: &[u8], last: &mut Option<u64>) -> Result<(), Refused> {
-        if self.policy.is_none() {
-            return Err("a change of keys is followed under a policy: name the one you begin with".into());
-        }
-        let Contents::Receipt(receipt) = self.verify(file)?.contents else {
-            return Err("a latest-or-absent proof, not the receipt of a change of keys".into());
-        };
-        let Ok(Entry::Cosigners(change)) = Entry::parse(receipt.line.as_bytes()) else {
-            return Err("the receipt of another entry, not of a change of keys".into());
-        };
-        if last.is_some_and(|last| receipt.index <= last) {
-            return Err("it is not newer than the change before it: give the receipts in the order of the log".into());
-        }
-        let log = VerifierKey::parse(&change.log).map_err(|e| format!("its log key: {e}"))?;
-        if log.name() != self.log.name() || log.scheme() != Scheme::Ed25519 {
-            return Err(format!("its log key {log} is not one of {}", self.log.name()).into());
-        }
-        let policy = Policy::parse(change.policy.as_bytes()).map_err(|e| e.to_string())?;
-        (self.log, self.policy, *last) = (log, Some(policy), Some(receipt.index));
-        Ok(())
-    }
-
     /// Checks the signatures: the log's always, those of the policy's witnesses when there is a policy. What leans on the
     /// state root needs the nodes themselves.
     fn head(&self, file: &ProofFile<'_>, needs_nodes: bool) -> Result<Head, Refused> {

@@ -12,7 +12,8 @@ use crate::clock::{self, Clock, Time};
 use crate::command::{Command, Outcome, Write, WriteCommand};
 use crate::error::Error;
 use crate::ledger::Ledger;
-use crate::{rt, trace};
+use crate::view::LogInfo;
+use crate::{log_key, rt, trace};
 
 /// Most writes in one block.
 const BLOCK_WRITES_MAX: usize = 512;
@@ -43,12 +44,11 @@ pub(crate) struct Proposer {
 
 /// Takes writes off the queue until the node stops, then those that wait, and waits for the blocks in flight.
 pub(crate) async fn batcher(
-    proposer: Proposer,
+    proposer: Arc<Proposer>,
     mut queue: mpsc::Receiver<Job>,
     mut pings: mpsc::Receiver<Ping>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let proposer = Arc::new(proposer);
     let flights = Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT));
     while let Some(first) = answering(&mut pings, next(&mut queue, &mut stopping)).await {
         // The semaphore is never closed.
@@ -127,6 +127,26 @@ impl Proposer {
                 }
             }
         }
+    }
+
+    /// Proposes one write of the node's own, in a block of its own.
+    pub(crate) async fn write(&self, write: Write) -> Result<Outcome, Error> {
+        let write = WriteCommand::prepare(write, |_| None, rt::fill_random)?;
+        let (reply, answer) = oneshot::channel();
+        self.propose(vec![Job { write, reply, accepts_clock: false }]).await;
+        answer.await.unwrap_or(Err(Error::Unknown))
+    }
+
+    /// Proposes a change of the log key; gives the outcome of its `cosigners` entry.
+    pub(crate) async fn change_log_key(&self, author: &str, to: LogInfo) -> Result<Outcome, Error> {
+        let LogInfo { vkey: log, cosigners, policy, .. } = to;
+        let row = WriteCommand::prepare(log_key::row(author, &log), |_| None, rt::fill_random)?;
+        let time = self.clock.read(self.ledger.newest().time_ms);
+        let writes = [row].into_iter().chain(self.mark(time)).collect();
+        let author = author.to_owned();
+        let command = Command::LogKey { time_ms: time.sure_ms, author, log, cosigners, policy, writes };
+        let outcomes = propose_command(&self.raft, &command).await?;
+        outcomes.first().cloned().ok_or(Error::Unknown)
     }
 
     /// The entry that says that from this block on time is held, or goes on. With two blocks in flight both may bring it:

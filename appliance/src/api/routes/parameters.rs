@@ -41,6 +41,11 @@ pub(super) const ROLL_OVER: Parameter = Parameter {
     takes: Takes::OneOf(&["begin", "finish"]),
     doc: "`begin` (default): a new CA beside the old one; `finish`: the old one counts no more.",
 };
+pub(super) const GRACE: Parameter = Parameter {
+    name: "grace",
+    takes: Takes::Number,
+    doc: "Seconds for which the old one still counts, at most 30 days; default 0.",
+};
 pub(super) const SECONDS: Parameter = Parameter {
     name: "seconds",
     takes: Takes::Number,

@@ -19,12 +19,25 @@ fn arguments(directory: &Path, vector: &Json) -> Verify {
     }
 }
 
+/// The vector's chain, as a directory of receipts.
+fn chain(directory: &Path, vector: &Json) -> Option<tempfile::TempDir> {
+    let files = vector["chain"].as_array().filter(|files| !files.is_empty())?;
+    let chain = tempfile::tempdir().expect("a directory");
+    for (n, file) in files.iter().enumerate() {
+        let from = directory.join(file.as_str().expect("a file"));
+        fs::copy(from, chain.path().join(format!("{n}.receipt"))).expect("a receipt");
+    }
+    Some(chain)
+}
+
 #[test]
 fn vectors_are_accepted_and_refused() {
     let (directory, vectors) = vectors();
     let (mut accepted, mut refused) = (0, 0);
     for vector in &vectors {
-        let ended = verify(&arguments(&directory, vector), Format::Json);
+        let chain = chain(&directory, vector);
+        let chain = chain.as_ref().map(|chain| chain.path().to_owned());
+        let ended = verify(&Verify { chain, ..arguments(&directory, vector) }, Format::Json);
         let accept = vector["accept"].as_bool().expect("accept");
         match &ended {
             Ok(()) => accepted += 1,

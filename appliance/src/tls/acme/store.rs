@@ -11,9 +11,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use instant_acme::{AccountCredentials, ExternalAccountKey};
 use serde::{Deserialize, Serialize};
 
-use super::super::files::{remove, replace};
 use super::super::site::Served;
-use crate::durable::{Mode, sync_directory};
+use crate::durable::{Mode, remove, replace, sync_directory};
 
 const ACCOUNT_FILE: &str = "acme-account.json";
 const CERTIFICATE_FILE: &str = "acme.pem";

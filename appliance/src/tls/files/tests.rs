@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::super::ClientKeys;
 use super::*;
+use crate::durable::write_new;
 use crate::live::Live;
 
 const YEAR_MS: u64 = 365 * 86_400_000;

@@ -73,7 +73,7 @@ fn files_with_the_answers_of_this_verifier() {
         let (name, policy_name) = (format!("{n}.tlog-proof"), format!("{n}.policy"));
         std::fs::write(directory.join(&name), &file).unwrap();
         std::fs::write(directory.join(&policy_name), &policy).unwrap();
-        rows.push(row(&name, &all.keys.log_key().to_string(), Some(&policy_name), None, holds, vector.why));
+        rows.push(row(&name, &all.keys.log_key().to_string(), Some(&policy_name), None, &[], (holds, vector.why)));
     }
     println!("{accepted} of {} accepted", rows.len());
     std::fs::write(directory.join("index.json"), format!("[{}]", rows.join(","))).unwrap();

@@ -21,6 +21,7 @@ const START_S: u64 = 1_760_000_000;
 
 /// Keys from fixed seeds: a log, three nodes, an outside witness.
 pub(super) struct Keys {
+    pub(super) seed: u8,
     pub(super) log: Signer,
     pub(super) nodes: Vec<Signer>,
     pub(super) witness: Signer,
@@ -30,6 +31,7 @@ impl Keys {
     pub(super) fn new(seed: u8) -> Self {
         let signer = |name: &str, scheme, n| Signer::from_seed(name, scheme, &[seed + n; 32]).unwrap();
         Self {
+            seed,
             log: signer(ORIGIN, Scheme::Ed25519, 0),
             nodes: (1..=3).map(|n| signer(&format!("{ORIGIN}/node-{n}"), Scheme::Cosignature, n)).collect(),
             witness: signer("witness.example/w1", Scheme::Cosignature, 9),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use samovar_fuzz::forge::{self, Honest, edit_extra};
 
 use super::ledger::{Keys, Ledger, Op};
-use crate::proof::{Opening, Verifier};
+use crate::proof::{Opening, Refused, Verified, Verifier};
 
 /// One vector.
 pub(super) struct Vector {
@@ -15,6 +15,8 @@ pub(super) struct Vector {
     pub(super) key: String,
     pub(super) policy: Option<&'static str>,
     pub(super) expect_key: Option<&'static str>,
+    /// Vectors that are the receipts of changes of keys, in the order in which they are followed.
+    pub(super) chain: &'static [&'static str],
     /// `Ok`, or a part of the reason that must be given.
     pub(super) outcome: Result<(), &'static str>,
     pub(super) why: &'static str,
@@ -41,15 +43,19 @@ impl Vectors {
         }
     }
 
-    pub(super) fn verifier(&self, vector: &Vector) -> Verifier {
-        Verifier {
+    /// Verifies a vector as it says.
+    pub(super) fn verify(&self, vector: &Vector) -> Result<Verified, Refused> {
+        let verifier = Verifier {
             log: crate::note::VerifierKey::parse(&vector.key).unwrap(),
             policy: vector.policy.map(|name| crate::policy::Policy::parse(self.policy(name).as_bytes()).unwrap()),
             expect_key: vector.expect_key.map(str::to_owned),
-        }
+        };
+        let file = |name: &&str| self.vectors.iter().find(|v| v.name == *name).unwrap().file.as_slice();
+        let chain: Vec<_> = vector.chain.iter().map(file).collect();
+        verifier.verify_chain(&chain)?.verify(&vector.file)
     }
 
-    fn add(
+    pub(super) fn add(
         &mut self,
         name: &'static str,
         file: impl Into<Vec<u8>>,
@@ -58,10 +64,11 @@ impl Vectors {
     ) {
         let key = self.keys.log_key().to_string();
         let file = file.into();
-        self.vectors.push(Vector { name, file, key, policy: Some("majority"), expect_key: None, outcome, why });
+        let policy = Some("majority");
+        self.vectors.push(Vector { name, file, key, policy, expect_key: None, chain: &[], outcome, why });
     }
 
-    fn with(&mut self, change: impl FnOnce(&mut Vector)) {
+    pub(super) fn with(&mut self, change: impl FnOnce(&mut Vector)) {
         change(self.vectors.last_mut().unwrap());
     }
 
@@ -101,6 +108,7 @@ impl Vectors {
         all.false_proofs();
         all.malformed();
         all.forged();
+        all.rotations();
         all
     }
 
@@ -202,7 +210,7 @@ impl Vectors {
         self.with(|v| v.policy = Some("witnessed"));
         self.add("bad-quorum-twice", twice, Err("quorum"), "one node twice is one node");
         let other = Keys::new(80);
-        self.add("bad-log-key", file.clone(), Err("no signature of"), "the key of another log");
+        self.add("bad-log-key", file.clone(), Err("another log key"), "the key of another log");
         self.with(|v| (v.key, v.policy) = (other.log_key().to_string(), None));
         self.add(
             "bad-policy-log",
@@ -212,7 +220,7 @@ impl Vectors {
         );
         self.with(|v| v.key = other.log_key().to_string());
         let forged = l.receipt_with(&other.sign_by(&head, &nodes_of(&self.keys)), 2, &l.openings(2));
-        self.add("bad-log-signature-missing", forged, Err("no signature of"), "nodes signed it, the log did not");
+        self.add("bad-log-signature-missing", forged, Err("another log key"), "nodes signed it, the log did not");
         let as_cosigner = self.keys.nodes[0].verifier_key().to_string();
         self.add("bad-key-type", file, Err("type 0x01"), "a cosigner's key is not a log's");
         self.with(|v| (v.key, v.policy) = (as_cosigner, None));
@@ -326,15 +334,18 @@ pub(super) fn row(
     key: &str,
     policy: Option<&str>,
     expect: Option<&str>,
-    accept: bool,
-    why: &str,
+    chain: &[&str],
+    (accept, why): (bool, &str),
 ) -> String {
     let text = |t: &str| serde_json::to_string(t).unwrap();
     let maybe = |t: Option<&str>| t.map_or("null".to_owned(), text);
     let (file, key, why) = (text(file), text(key), text(why));
     let (policy, expect) = (maybe(policy), maybe(expect));
+    let chain: Vec<_> = chain.iter().map(|name| text(&format!("{name}.tlog-proof"))).collect();
+    let chain = chain.join(",");
     format!(
-        "{{\"file\":{file},\"key\":{key},\"policy\":{policy},\"expect_key\":{expect},\"accept\":{accept},\"why\":{why}}}"
+        "{{\"file\":{file},\"key\":{key},\"policy\":{policy},\"expect_key\":{expect},\"chain\":[{chain}],\
+         \"accept\":{accept},\"why\":{why}}}"
     )
 }
 
@@ -349,7 +360,7 @@ fn files(all: &Vectors) -> Vec<(String, Vec<u8>)> {
     let mut rows = Vec::new();
     for v in &all.vectors {
         let (file, policy) = (format!("{}.tlog-proof", v.name), v.policy.map(|p| format!("{p}.policy")));
-        rows.push(row(&file, &v.key, policy.as_deref(), v.expect_key, v.outcome.is_ok(), v.why));
+        rows.push(row(&file, &v.key, policy.as_deref(), v.expect_key, v.chain, (v.outcome.is_ok(), v.why)));
         files.push((format!("{}.tlog-proof", v.name), v.file.clone()));
     }
     files.push(("parts.json".into(), super::parts::json(&all.ledger)));
