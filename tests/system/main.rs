@@ -17,6 +17,8 @@ mod full_disk;
 mod http2;
 mod limits;
 mod manners;
+mod open_loop;
+mod overload;
 mod proofs;
 mod quotas;
 mod raw;

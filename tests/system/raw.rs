@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use samovar_tests::{Answer, Daemon};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -31,6 +31,7 @@ pub(crate) fn token(daemon: &Daemon) -> String {
 pub(crate) struct Dialer {
     tls: TlsConnector,
     port: u16,
+    send_buffer_bytes: Option<u32>,
 }
 
 impl Dialer {
@@ -55,12 +56,21 @@ impl Dialer {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), port: daemon.port() })
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), port: daemon.port(), send_buffer_bytes: None })
+    }
+
+    /// Lets the kernel take so much of what is sent before the daemon takes it.
+    pub(crate) fn with_send_buffer(self, bytes: u32) -> Self {
+        Self { send_buffer_bytes: Some(bytes), ..self }
     }
 
     /// A connection after its handshake.
     pub(crate) async fn connect(&self) -> Result<TlsStream<TcpStream>> {
-        let tcp = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        let socket = TcpSocket::new_v4()?;
+        if let Some(bytes) = self.send_buffer_bytes {
+            socket.set_send_buffer_size(bytes)?;
+        }
+        let tcp = socket.connect(([127, 0, 0, 1], self.port).into()).await?;
         tcp.set_nodelay(true)?;
         let connecting = self.tls.connect(ServerName::try_from("localhost")?, tcp);
         Ok(tokio::time::timeout(DEADLINE, connecting).await.context("no TLS handshake")??)
