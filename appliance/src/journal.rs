@@ -175,13 +175,12 @@ fn journald() -> Option<tracing_journald::Layer> {
 
 /// What a level lets through.
 fn configured(level: Level) -> Targets {
-    let least = level.filter();
-    let all = Targets::new().with_default(least);
+    let all = Targets::new().with_default(level.filter());
     if level >= Level::Debug {
         return all;
     }
     // openraft tells every step of an election at `info`.
-    all.with_target("openraft", LevelFilter::ERROR).with_target("sled", least.min(LevelFilter::WARN))
+    all.with_target("openraft", LevelFilter::ERROR)
 }
 
 #[cfg(test)]
@@ -219,9 +218,9 @@ mod tests {
         assert_eq!(now().as_deref(), Some("trace"), "the end of the first must not end the second");
         end(Some(second));
         assert_eq!(now(), None, "its own end does");
-        change("sled=trace");
+        change("h2=trace");
         configure(Level::Warn);
-        assert_eq!(now().as_deref(), Some("sled=trace"), "a reload does not end a change");
+        assert_eq!(now().as_deref(), Some("h2=trace"), "a reload does not end a change");
         restore();
         assert_eq!((now(), standing().configured), (None, Level::Warn));
     }
