@@ -125,6 +125,7 @@ fn query_parameter(parameter: &Parameter) -> Value {
         Takes::Text => schemas::key(),
         Takes::Number if parameter.name == "limit" => json!({ "type": "integer", "minimum": 1, "maximum": 1000 }),
         // As far as the default of `limits.request_deadline` reaches.
+        Takes::Number if parameter.name == "grace" => json!({ "type": "integer", "minimum": 0, "maximum": 2_592_000 }),
         Takes::Number if parameter.name == "seconds" => json!({ "type": "integer", "minimum": 1, "maximum": 25 }),
         Takes::Number => schemas::number(),
         Takes::OneOf(choices) => json!({ "type": "string", "enum": choices }),
