@@ -8,6 +8,7 @@ use std::str::FromStr;
 use hyper::Uri;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::units::as_text;
 use super::{AcmeSection, TlsSection};
 use crate::tls::{AcmeSettings, SiteSource, is_dns_name};
 
@@ -99,25 +100,16 @@ impl FromStr for Mail {
     }
 }
 
-macro_rules! as_text {
+macro_rules! displayed {
     ($($name:ty),*) => { $(
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
             }
         }
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-            }
-        }
     )* };
 }
+displayed!(Name, HttpsUrl, Mail);
 as_text!(Name, HttpsUrl, Mail);
 
 /// The directory of Let's Encrypt.

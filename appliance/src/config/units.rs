@@ -144,6 +144,7 @@ impl fmt::Display for Network {
     }
 }
 
+/// A type that is written in the configuration as its text, and checked when it is read.
 macro_rules! as_text {
     ($($name:ty),*) => { $(
         impl Serialize for $name {
@@ -158,6 +159,7 @@ macro_rules! as_text {
         }
     )* };
 }
+pub(super) use as_text;
 as_text!(Span, Size, Network, Quota);
 
 #[cfg(test)]
