@@ -132,6 +132,14 @@ where
     if is_simulated() { tokio::spawn(async move { work() }).await } else { tokio::task::spawn_blocking(work).await }
 }
 
+/// Runs blocking work that nobody waits for off the caller's thread; inline in a simulation, and outside of a runtime.
+pub(crate) fn aside(work: impl FnOnce() + Send + 'static) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) if !is_simulated() => drop(runtime.spawn_blocking(work)),
+        _ => work(),
+    }
+}
+
 /// Random numbers for openraft's election timers.
 pub struct RaftRng;
 
