@@ -141,7 +141,7 @@ sections! {
         /// Most writes that may wait for a block; more are refused (429).
         queue: usize = 4096,
         /// Page cache of the store; it takes about twice that in memory.
-        cache: Size = Size(8 << 20),
+        cache: Size = Size(4 << 20),
     }
     /// Blobs: large values, in files of their own.
     blobs: BlobsSection {

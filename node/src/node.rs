@@ -59,7 +59,7 @@ impl Config {
             data: data.into(),
             reserve_bytes: 128 << 20,
             queue_max: 4096,
-            cache_bytes: 8 << 20,
+            cache_bytes: 4 << 20,
             blob_bytes_max: 4 << 30,
             unnamed_blob_age: Duration::from_secs(24 * 3600),
         }
