@@ -95,8 +95,8 @@ pub(crate) struct Parameter {
 pub(crate) enum Takes {
     /// Any text.
     Text,
-    /// A whole number.
-    Number,
+    /// A whole number between these, both included.
+    Number(u64, u64),
     /// One of these.
     OneOf(&'static [&'static str]),
 }

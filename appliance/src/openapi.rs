@@ -120,14 +120,14 @@ fn parameters(route: &Route) -> Vec<Value> {
 }
 
 fn query_parameter(parameter: &Parameter) -> Value {
+    let number = |least: u64, most: u64| json!({ "type": "integer", "minimum": least, "maximum": most });
     let schema = match parameter.takes {
         Takes::Text if parameter.name == "prefix" => schemas::prefix(),
         Takes::Text => schemas::key(),
-        Takes::Number if parameter.name == "limit" => json!({ "type": "integer", "minimum": 1, "maximum": 1000 }),
         // As far as the default of `limits.request_deadline` reaches.
-        Takes::Number if parameter.name == "grace" => json!({ "type": "integer", "minimum": 0, "maximum": 2_592_000 }),
-        Takes::Number if parameter.name == "seconds" => json!({ "type": "integer", "minimum": 1, "maximum": 25 }),
-        Takes::Number => schemas::number(),
+        Takes::Number(least, _) if parameter.name == "seconds" => number(least, 25),
+        Takes::Number(0, u64::MAX) => schemas::number(),
+        Takes::Number(least, most) => number(least, most),
         Takes::OneOf(choices) => json!({ "type": "string", "enum": choices }),
     };
     json!({ "name": parameter.name, "in": "query", "description": parameter.doc, "schema": schema })

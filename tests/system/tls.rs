@@ -194,6 +194,21 @@ async fn rotations_under_load_lose_no_request() {
     good(&daemon, &["rotate", "api-key", &new_id, "--save", last.to_str().unwrap()]).await;
     let mut refused = Client::connect(daemon.port(), &new_ca, Some(&new_token)).await.unwrap();
     assert_eq!(refused.get("/v1/me").await.unwrap().status, 401, "without grace the key before ends at once");
+    an_ended_key_has_no_successor(&daemon).await;
+}
+
+/// A key that was switched off is refused a successor: that would switch it on again.
+async fn an_ended_key_has_no_successor(daemon: &Daemon) {
+    let (id, _) = api_key(daemon).await;
+    let mut admin = daemon.client().await.unwrap();
+    let path = format!("/v1/api-keys/{id}");
+    let off = json!({ "name": "load", "role": "writer", "disabled": true }).to_string();
+    let headers = [("content-type", "application/json")];
+    let changed = admin.request(Method::PUT, &path, &headers, off).await.unwrap();
+    assert_eq!(changed.status, 200, "an administrator switches a key off: {}", changed.text());
+    let refused = admin.request(Method::POST, &format!("{path}/successor"), &[], "").await.unwrap();
+    let problem = refused.json().unwrap();
+    assert_eq!(problem["type"], "urn:samovar:problem:api-key-ended", "a disabled key has no successor: {problem}");
 }
 
 /// An API key of a writer: id and token.

@@ -122,7 +122,7 @@ struct KeyRow<'a> {
 pub(crate) async fn list(call: Call) -> Handled {
     let prefix = client_prefix(&call)?;
     let after = call.query.text("after").map(|a| Key::client(a).map_err(|e| Problem::parameter("after", e)));
-    let page = call.app.node.keys(prefix, after.transpose()?.as_ref(), call.query.limit()?).await?;
+    let page = call.app.node.keys(prefix, after.transpose()?.as_ref(), call.query.limit()).await?;
     let rows = page.keys.iter().map(|row| KeyRow {
         key: row.key.as_str(),
         revision: row.revision,
@@ -178,7 +178,7 @@ struct HistoryRow<'a> {
 /// `GET /v1/history/{key}`.
 pub(crate) async fn history(call: Call) -> Handled {
     let key = call.key()?;
-    let page = call.app.node.history(&key, call.query.number("before"), call.query.limit()?).await?;
+    let page = call.app.node.history(&key, call.query.number("before"), call.query.limit()).await?;
     if page.versions.is_empty() && call.query.number("before").is_none() {
         return Err(Problem::missing("no-such-key", "the key was never written").with("key", key.as_str()));
     }

@@ -33,7 +33,7 @@ struct Block<'a> {
 
 /// `GET /v1/blocks`.
 pub(crate) async fn blocks(call: Call) -> Handled {
-    let limit = call.query.limit()?;
+    let limit = call.query.limit();
     let rows = call.app.node.blocks(call.query.number("after").unwrap_or(0), limit).await?;
     let next = if rows.len() == limit { rows.last().map(|b| b.height) } else { None };
     let blocks = rows.iter().map(shown).collect::<Result<_, _>>()?;

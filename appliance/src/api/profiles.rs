@@ -12,7 +12,7 @@ use crate::profile::{self, Turn};
 /// How long a profile takes when nothing is said, in seconds.
 const SECONDS: u64 = 10;
 /// How long it may take at most; less if a request may not take so long.
-const SECONDS_MAX: u64 = 60;
+pub(super) const SECONDS_MAX: u64 = 60;
 /// What is left of a request's time to make a file of the samples.
 const RENDERING: Duration = Duration::from_secs(5);
 

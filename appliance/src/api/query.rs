@@ -5,9 +5,6 @@ use super::{Parameter, Takes, decode};
 
 /// Rows of a page when no limit is given.
 pub(crate) const ROWS_DEFAULT: usize = 100;
-/// Most rows of a page.
-pub(crate) const ROWS_MAX: usize = 1000;
-
 /// The parameters of one request, checked against what the route takes.
 #[derive(Debug, Default)]
 pub(crate) struct Values(Vec<(&'static str, String)>);
@@ -37,18 +34,14 @@ impl Values {
         self.0.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str())
     }
 
-    /// A parameter that [`Takes::Number`].
+    /// A parameter that takes a [`Takes::Number`].
     pub(crate) fn number(&self, name: &str) -> Option<u64> {
         self.text(name).and_then(whole_number)
     }
 
-    /// `limit`, within its bounds.
-    pub(crate) fn limit(&self) -> Result<usize, Problem> {
-        let Some(limit) = self.number("limit") else { return Ok(ROWS_DEFAULT) };
-        match usize::try_from(limit) {
-            Ok(limit @ 1..=ROWS_MAX) => Ok(limit),
-            _ => Err(Problem::parameter("limit", format!("must lie between 1 and {ROWS_MAX}"))),
-        }
+    /// `limit`, or what it is when not given.
+    pub(crate) fn limit(&self) -> usize {
+        self.number("limit").and_then(|limit| usize::try_from(limit).ok()).unwrap_or(ROWS_DEFAULT)
     }
 }
 
@@ -65,9 +58,10 @@ impl Takes {
             Self::Text if value.chars().any(char::is_control) => {
                 Err(Problem::parameter(name, "holds a control character"))
             }
-            Self::Number if whole_number(value).is_none() => {
-                Err(Problem::parameter(name, "must be a whole number below 2^64"))
-            }
+            Self::Number(least, most) => match whole_number(value) {
+                Some(number) if (least..=most).contains(&number) => Ok(()),
+                _ => Err(Problem::parameter(name, format!("must be a whole number between {least} and {most}"))),
+            },
             Self::OneOf(choices) if !choices.contains(&value) => {
                 Err(Problem::parameter(name, format!("must be one of: {}", choices.join(", "))))
             }
@@ -87,14 +81,16 @@ mod tests {
     use super::*;
 
     static TAKES: &[Parameter] = &[
-        Parameter { name: "n", takes: Takes::Number, doc: "" },
+        Parameter { name: "n", takes: Takes::Number(0, u64::MAX), doc: "" },
         Parameter { name: "t", takes: Takes::Text, doc: "" },
         Parameter { name: "o", takes: Takes::OneOf(&["a", "b"]), doc: "" },
+        Parameter { name: "some", takes: Takes::Number(1, 9), doc: "" },
     ];
 
     #[test]
     fn well_formed_queries_are_taken() {
-        let values = Values::parse(Some("n=18446744073709551615&t=a%2Fb+c&o=b"), TAKES).expect("well-formed");
+        let values = Values::parse(Some("n=18446744073709551615&t=a%2Fb+c&o=b&some=9"), TAKES).expect("well-formed");
+        assert_eq!(values.number("some"), Some(9));
         assert_eq!(values.number("n"), Some(u64::MAX));
         assert_eq!(values.text("t"), Some("a/b+c"), "a plus is a plus");
         assert_eq!(values.text("o"), Some("b"));
@@ -123,6 +119,8 @@ mod tests {
             "o=A",
             "=1",
             "N=1",
+            "some=0",
+            "some=10",
         ] {
             let problem = Values::parse(Some(bad), TAKES).expect_err(bad);
             assert_eq!(problem.status().as_u16(), 400, "{bad:?}");

@@ -289,6 +289,11 @@ fn queries() -> Vec<Row> {
         rows.push(on("GET", format!("{path}?{name}=%FF")).is(400, "invalid-request"));
         rows.push(on("GET", format!("{path}?{name}={}", "k".repeat(513))).is(400, "invalid-parameter"));
     }
+    for bad in ["", "x", "-1", "01", "1.5", "2592001", "18446744073709551615"] {
+        let path = format!("/v1/api-keys/0011223344556677/successor?grace={bad}");
+        rows.push(on("POST", path).is(400, "invalid-parameter"));
+    }
+    rows.push(on("POST", "/v1/api-keys/0011223344556677/successor?grace=2592000").is(404, "no-such-api-key"));
     rows.push(on("GET", "/v1/keys?after=").is(400, "invalid-parameter"));
     let choices = [("/v1/keys/k", "consistency"), ("/v1/transactions/0/receipt", "wait"), ("/ready", "for")];
     for (path, name) in choices {
