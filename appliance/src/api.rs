@@ -19,6 +19,7 @@ use crate::http::{Answer, Asked, Handler, Limits, Payload, Peer, Reply, RequestB
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::quota::{Class, Limiter, Quotas, Told};
+use crate::secrets::Secrets;
 use crate::tls::Certificates;
 
 mod access;
@@ -150,7 +151,7 @@ impl App {
     /// An API over a node. Called on the runtime of the listener.
     pub(crate) fn new(
         node: Node,
-        config: &Config,
+        (config, secrets): (&Config, &Secrets),
         live: (Live<Limits>, Live<Openness>, Live<Quotas>),
         certificates: Arc<Certificates>,
         metrics: Arc<Metrics>,
@@ -159,7 +160,7 @@ impl App {
         let clients = certificates.clients.clone();
         tokio::spawn(Auth::follow_certificates(node.clone(), clients.clone()));
         Arc::new(Self {
-            auth: Auth::new(node.clone(), &config.data, clients, &metrics),
+            auth: Auth::new(node.clone(), secrets, clients, &metrics),
             node,
             certificates,
             metrics,

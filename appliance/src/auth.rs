@@ -6,7 +6,6 @@
 //! revocation. docs/design/access.md says why things are as they are.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::header::HeaderMap;
@@ -18,6 +17,7 @@ use tokio::sync::watch;
 use crate::api::problem::Problem;
 use crate::http::Peer;
 use crate::metrics::Metrics;
+use crate::secrets::Secrets;
 use crate::tls::ClientKeys;
 
 mod credential;
@@ -37,7 +37,7 @@ pub(crate) use principal::{Principal, Way};
 pub(crate) use rights::{Grant, ROLES, Right, Role};
 pub(crate) use rows::{
     API_KEYS, Access, ApiKey, CERTIFICATES, Certificate, Holder, Issued, OWNED_MAX, PASSWORDS, PREFIXES_MAX, Password,
-    TLS, TlsCertificate, USER_BYTES_MAX, USERS, User, hex, is_user_name,
+    SEALS, SealRow, TLS, TlsCertificate, USER_BYTES_MAX, USERS, User, hex, is_user_name, unhex,
 };
 pub(crate) use session::{Claims, LIFE_MS_MAX};
 pub(crate) use signing::Old;
@@ -45,7 +45,7 @@ pub(crate) use table::{Stored, commit};
 
 use credential::Credential;
 use failures::Failures;
-use rows::{SESSION_KEYS, fresh_id, same, sha256, unhex};
+use rows::{SESSION_KEYS, fresh_id, same, sha256};
 use session::Token;
 use signing::Signing;
 
@@ -80,15 +80,15 @@ pub(crate) struct Auth {
 }
 
 impl Auth {
-    /// Reads the system state of the node; `data` holds this node's session key.
-    pub(crate) fn new(node: Node, data: &Path, clients: Arc<ClientKeys>, metrics: &Metrics) -> Self {
+    /// Reads the system state of the node; `secrets` holds this node's session key.
+    pub(crate) fn new(node: Node, secrets: &Secrets, clients: Arc<ClientKeys>, metrics: &Metrics) -> Self {
         Self {
             head: node.head(),
             origin: node.log_info().origin,
             clients,
             passwords: Passwords::new(metrics.password_hashes.clone()),
             lockout: Lockout::default(),
-            signing: Signing::of(data),
+            signing: Signing::of(secrets),
             known: Mutex::default(),
             failures: Failures::default(),
             node,

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -15,9 +15,12 @@ use crate::doctor::Doctor;
 use crate::export::Export;
 use crate::import::Import;
 use crate::output::{self, Format};
+use crate::secrets::KekFiles;
+use crate::serve::{Made, init};
 
 mod api_key;
 mod clock;
+mod kek;
 mod keys;
 mod log_level;
 mod manual;
@@ -67,6 +70,9 @@ enum Command {
         /// Address of the API [default: 0.0.0.0:8443]
         #[arg(long, value_name = "ADDR:PORT")]
         listen: Option<SocketAddr>,
+        /// Key-encryption key under which the private keys are sealed [default: the credential samovar.kek, if there is one]
+        #[arg(long, value_name = "FILE")]
+        kek: Option<PathBuf>,
     },
     /// Run the daemon
     Serve {
@@ -120,6 +126,9 @@ enum Command {
     /// Make, list, disable and revoke API keys
     #[command(subcommand)]
     ApiKey(api_key::ApiKey),
+    /// The key-encryption key under which private keys lie sealed
+    #[command(subcommand)]
+    Kek(kek::Kek),
     /// Replace secrets of the ledger by new ones
     #[command(subcommand)]
     Rotate(rotate::Rotate),
@@ -159,7 +168,10 @@ pub(crate) struct Usage(pub(crate) String);
 pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     let format = cli.output;
     match cli.command {
-        Command::Init { data, name, listen } => init(data, name, listen, format),
+        Command::Init { data, name, listen, kek } => {
+            let kek = KekFiles { current: kek, old: None }.or_credentials();
+            init(&data, name.as_deref(), listen, &kek).and_then(|made| announce(&made, &data, format))
+        }
         Command::Serve { config, data } => crate::serve::serve(crate::serve::Source { file: config, data }),
         Command::Dev { nodes, data } => crate::serve::dev(nodes, data),
         Command::Config(ConfigCommand::Check { file }) => {
@@ -169,6 +181,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
                 Format::Json => Ok(output::json(&json!({ "file": file, "good": true }))?),
             }
         }
+        Command::Kek(command) => kek::run(&command, format),
         Command::Verify(verify) => proofs::verify(&verify, format),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::man_pages(&dir),
@@ -176,14 +189,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// Makes a ledger and says where the files are that its clients need; never what is in them.
-fn init(
-    data: PathBuf,
-    name: Option<String>,
-    listen: Option<std::net::SocketAddr>,
-    format: Format,
-) -> anyhow::Result<()> {
-    let made = crate::serve::init(&data, name.as_deref(), listen)?;
+/// Says where the files of a new ledger are that its clients need; never what is in them.
+fn announce(made: &Made, data: &Path, format: Format) -> anyhow::Result<()> {
     match format {
         Format::Text => output::text(&format!(
             "ca     {}\ntoken  {}\nvkey   {}\nnext   samovar serve --data {}\n",
@@ -228,6 +235,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         | Command::Serve { .. }
         | Command::Dev { .. }
         | Command::Config(_)
+        | Command::Kek(_)
         | Command::Verify(_)
         | Command::Completions { .. }
         | Command::Man { .. } => unreachable!("these need no node and were run already"),

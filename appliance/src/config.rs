@@ -13,6 +13,7 @@ use crate::auth::LIFE_MS_MAX;
 use crate::bucket::Quota;
 use crate::http::{Limits, is_origin};
 use crate::quota::Quotas;
+use crate::secrets::KekFiles;
 use crate::tls::{SiteSource, is_dns_name};
 
 mod level;
@@ -80,6 +81,13 @@ sections! {
     node: NodeSection {
         /// Data directory, made by `samovar init`. It belongs to the user that runs the daemon (mode 0700).
         data: PathBuf = PathBuf::from("/var/lib/samovar"),
+        /// File with the key-encryption key under which private keys lie sealed in the data directory (absolute path;
+        /// `samovar kek new FILE` makes one). Under systemd the credential `samovar.kek` does the same without a file in the
+        /// clear. Without either they are protected by their mode (0600) alone.
+        kek: PathBuf = site::none(),
+        /// File with the key-encryption key before it. What is sealed under that one is brought under the one in force at
+        /// the start (credential `samovar.kek.old`).
+        kek_old: PathBuf = site::none(),
     }
     /// Addresses to listen on.
     listen: ListenSection {
@@ -236,6 +244,8 @@ const fn per_second(requests: u32) -> Quota {
 pub(crate) struct Config {
     /// Data directory.
     pub(crate) data: PathBuf,
+    /// Where the key-encryption keys lie, if that is not left to systemd.
+    pub(crate) kek: KekFiles,
     /// Address of the API.
     pub(crate) listen: SocketAddr,
     /// More names and addresses of the node's certificate.
@@ -356,6 +366,10 @@ impl ConfigFile {
             return Err(format!("tls.names: `{wrong}` is neither a host name nor an address"));
         }
         let site = site::check(&self.tls, &self.acme)?;
+        let kek = KekFiles {
+            current: site::file("node.kek", &self.node.kek)?,
+            old: site::file("node.kek_old", &self.node.kek_old)?,
+        };
         if !(1..=BLOB_BYTES_MAX).contains(&self.blobs.size.0) {
             return Err(format!("blobs.size is {}, it must lie between 1B and 4GiB", self.blobs.size));
         }
@@ -366,6 +380,7 @@ impl ConfigFile {
         }
         Ok(Config {
             data: self.node.data,
+            kek,
             listen: self.listen.api,
             tls_names: self.tls.names,
             site,

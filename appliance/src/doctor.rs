@@ -16,6 +16,7 @@ mod facts;
 mod files;
 mod machine;
 mod process;
+mod sealing;
 mod site;
 mod unit;
 
@@ -108,6 +109,7 @@ const CHECKS: &[Check] = &[
     check("connections", "Is there room for connections?", daemon::connections),
     check("directory", "Is the data directory complete?", files::complete),
     check("rights", "Are secrets and settings closed to others?", files::rights),
+    check("sealed", "Are the secret files sealed as they should be?", sealing::sealed),
     check("owner", "Do the files belong to one user?", files::owner),
     check("disk", "Is there room on the disk?", machine::disk),
     check("inodes", "Is there room for more files?", machine::inodes),

@@ -23,6 +23,7 @@ mod openapi;
 mod output;
 mod profile;
 mod quota;
+mod secrets;
 mod serve;
 mod tls;
 

@@ -22,6 +22,7 @@ use crate::durable::{Mode, write_new};
 use crate::http::Server;
 use crate::journal;
 use crate::metrics::Metrics;
+use crate::secrets::Secrets;
 use crate::tls::{self, Certificates, Responder};
 
 mod directory;
@@ -32,13 +33,15 @@ mod machine_clock;
 mod node_thread;
 mod notify;
 mod reload;
+mod sealing;
 mod sockets;
 
 pub(crate) use directory::{ADMIN_TOKEN_FILE, LOCK_FILE, VKEY_FILE, write_vkey};
-pub(crate) use init::{dev, init};
+pub(crate) use init::{Made, dev, init};
 pub(crate) use local::SOCKET_FILE;
 pub(crate) use machine_clock::{is_synchronised, somebody_knows};
 pub(crate) use reload::Source;
+pub(crate) use sealing::settle;
 
 use directory::DataDirectory;
 use node_thread::NodeThread;
@@ -70,6 +73,7 @@ fn run(
 ) -> Result<()> {
     let directory = DataDirectory::open(&config.data)?;
     raise_descriptor_limit(config.limits.connections_max)?;
+    let secrets = sealing::open(config)?;
     let listeners = (bind(config.listen)?, sockets::acme(&config.acme_listen)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -78,11 +82,12 @@ fn run(
         .context("starting the runtime")?;
     notify::status("Replaying the raft log");
     rt::report_synchronised(runtime.block_on(machine_clock::is_synchronised()));
-    let mut node = NodeThread::start(node_config(config, directory.path()))?;
+    let mut node = NodeThread::start(node_config(config, &secrets))?;
 
     let served = runtime.block_on(async {
         let ended = node.ended();
-        listen(config, source, node.node().clone(), listeners, Events { ready, stop, reloads, ended }).await
+        let open = Open { node: node.node().clone(), secrets };
+        listen(config, source, open, listeners, Events { ready, stop, reloads, ended }).await
     });
 
     notify::stopping("Making everything durable");
@@ -100,11 +105,17 @@ struct Events<Ready, Stop, Ended> {
     ended: Ended,
 }
 
+/// What was opened before anything is served.
+struct Open {
+    node: Node,
+    secrets: Secrets,
+}
+
 /// Serves until `stop`, or until the node fails.
 async fn listen(
     config: &Config,
     source: Source,
-    node: Node,
+    Open { node, secrets }: Open,
     (listener, acme): (TcpListener, Vec<TcpListener>),
     events: Events<impl FnOnce(SocketAddr), impl Future<Output = ()>, impl Future<Output = ()>>,
 ) -> Result<()> {
@@ -112,11 +123,12 @@ async fn listen(
     let (stopping, stop_seen) = watch::channel(false);
     let metrics = Arc::new(Metrics::new(&config.data));
     let subject = tls::Subject::of(&node.status().name, config.listen.ip(), &config.tls_names);
-    let certificates = Certificates::open(&config.data, (subject, config.site.clone()), node.clone(), metrics.clone())?;
+    let certificates = Certificates::open(&secrets, (subject, config.site.clone()), node.clone(), metrics.clone())?;
     let settings = Settings::new(source, config.clone(), certificates.clone());
     let (tls, limits) = (certificates.server(), settings.limits.clone());
     let live = (limits.clone(), settings.openness.clone(), settings.quotas.clone());
-    let app = App::new(node.clone(), config, live, certificates.clone(), metrics.clone(), stop_seen.clone());
+    let app =
+        App::new(node.clone(), (config, &secrets), live, certificates.clone(), metrics.clone(), stop_seen.clone());
     let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;
     let address = listener.local_addr().context("asking for the listening address")?;
@@ -135,6 +147,7 @@ async fn listen(
     attendants.spawn(settings.follow(reloads, node.clone()));
     attendants.spawn(Responder::new(acme, &certificates.site, address.port())?.run());
     attendants.spawn(certificates.follow());
+    attendants.spawn(sealing::record(node.clone(), secrets));
     attendants.spawn(heartbeat::run(node));
 
     let failed = tokio::select! {
@@ -168,9 +181,10 @@ fn renew_vkey(data: &Path, vkey: &str) -> Result<()> {
     }
 }
 
-fn node_config(config: &Config, data: &Path) -> samovar_node::node::Config {
+fn node_config(config: &Config, secrets: &Secrets) -> samovar_node::node::Config {
     samovar_node::node::Config {
-        data: data.to_owned(),
+        data: secrets.data().to_owned(),
+        seal: secrets.seal().clone(),
         reserve_bytes: config.reserve_bytes,
         queue_max: config.queue_max,
         cache_bytes: config.cache_bytes,

@@ -30,18 +30,17 @@ use files::Files;
 use site::{Presented, Served};
 
 use crate::live::Live;
+use crate::secrets::Secrets;
 
 /// CA certificates, for clients, in the data directory.
 pub(crate) const CA_FILE: &str = "ca.pem";
 /// Directory of the keys, in the data directory.
 const DIRECTORY: &str = "tls";
-const CA_KEY_FILE: &str = "ca.key";
 const NODE_CERTIFICATE_FILE: &str = "node.pem";
-const NODE_KEY_FILE: &str = "node.key";
 
 /// Makes CA, node certificate and their keys in a new data directory.
-pub(crate) fn make(data: &Path, subject: &Subject) -> Result<()> {
-    Files::of(data).make(subject, Times::wall())
+pub(crate) fn make(secrets: &Secrets, subject: &Subject) -> Result<()> {
+    Files::of(secrets).make(subject, Times::wall())
 }
 
 /// The certificates of a data directory, without any key: what clients see of the node, and the CA.
@@ -62,21 +61,21 @@ pub(crate) fn expiries(data: &Path) -> impl Iterator<Item = (&'static str, u64)>
 ///
 /// # Errors
 /// When a certificate cannot be read.
-pub(crate) fn refused_names(data: &Path, subject: &Subject) -> Result<Vec<(String, String)>> {
-    Files::of(data).refused(subject, Times::wall())
+pub(crate) fn refused_names(secrets: &Secrets, subject: &Subject) -> Result<Vec<(String, String)>> {
+    Files::of(secrets).refused(subject, Times::wall())
 }
 
 /// The site's certificate as files have it: its names and its end, seconds since 1970. `None` if there is none, or none yet.
 ///
 /// # Errors
 /// When one is there and not good.
-pub(crate) fn site_certificate(data: &Path, source: &SiteSource) -> Result<Option<(Vec<String>, u64)>> {
-    site::inspect(data, source)
+pub(crate) fn site_certificate(secrets: &Secrets, source: &SiteSource) -> Result<Option<(Vec<String>, u64)>> {
+    site::inspect(secrets, source)
 }
 
 /// TLS with what is in a data directory.
-pub(crate) fn load(data: &Path) -> Result<Arc<rustls::ServerConfig>> {
-    let own = Own::read(&Files::of(data))?;
+pub(crate) fn load(secrets: &Secrets) -> Result<Arc<rustls::ServerConfig>> {
+    let own = Own::read(&Files::of(secrets))?;
     let clients = Arc::new(ClientKeys::new(own.hash));
     own.config(&clients, Live::new(None))
 }
@@ -91,9 +90,8 @@ struct Own {
 
 impl Own {
     fn read(files: &Files) -> Result<Self> {
-        let (chain, path) = (files.chain()?, files.node_key());
+        let (chain, (pem, path)) = (files.chain()?, files.node_key()?);
         let shown = path.display();
-        let pem = std::fs::read(&path).with_context(|| format!("reading {shown}; `samovar init` makes it"))?;
         let key = PrivateKeyDer::from_pem_slice(&pem)
             .with_context(|| format!("{shown} holds no private key in PEM: restore it from a backup"))?;
         let hash = chain.first().and_then(key_hash).context("the node's certificate in tls/ is none: restore it")?;

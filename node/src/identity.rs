@@ -1,7 +1,8 @@
 //! Who this node is: `node.json`, and the private keys of log and cosigner under `keys/`.
 //!
 //! Log key and cosigning key are two keys and neither is the TLS key (that one is the appliance's). The public halves
-//! stand in `node.json`, so a damaged or exchanged key file is seen at start.
+//! stand in `node.json`, so a damaged or exchanged key file is seen at start. The files are sealed if there is a
+//! key-encryption key ([`crate::seal`]).
 //!
 //! A new log key lies in `keys/log.next` from before the entry that names it until the key before is destroyed
 //! ([`crate::log_key`] says when which of the two signs). Of the two files `node.json` names the one in force, so that at
@@ -17,6 +18,7 @@ use crate::error::Error;
 use crate::note::{Scheme, Signer, VerifierKey};
 use crate::policy::Policy;
 use crate::rt;
+use crate::seal::{COSIGNING_KEY, LOG_KEY, Role, Seal, zero};
 use crate::view::LogInfo;
 
 const FORMAT: u32 = 1;
@@ -50,9 +52,21 @@ pub(crate) struct Keys {
     pub cosigner: Signer,
 }
 
+/// Where identity and keys lie, and how the keys are sealed.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub disk: &'a dyn Disk,
+    pub data: &'a Path,
+    pub seal: &'a Seal,
+}
+
 const LOG: &str = "log";
 const NEXT: &str = "log.next";
 const COSIGNER: &str = "cosigner";
+
+fn role(which: &str) -> Role {
+    if which == COSIGNER { COSIGNING_KEY } else { LOG_KEY }
+}
 
 fn identity_path(data: &Path) -> PathBuf {
     data.join("node.json")
@@ -64,14 +78,15 @@ fn key_path(data: &Path, which: &str) -> PathBuf {
 
 impl Identity {
     /// Makes keys and identity of a new ledger.
-    pub(crate) fn create(disk: &dyn Disk, data: &Path, name: &str, origin: &str) -> Result<Self, Error> {
+    pub(crate) fn create(place: Place<'_>, name: &str, origin: &str) -> Result<Self, Error> {
+        let Place { disk, data, .. } = place;
         if durable::read(disk, &identity_path(data))?.is_some() {
             return Err(Error::Invalid(format!("{} already holds a ledger", data.display())));
         }
         let keys = data.join("keys");
         disk.create_directory(&keys).map_err(|e| Error::io(format!("making {}", keys.display()), &e))?;
-        let log = make_key(disk, data, LOG, origin, Scheme::Ed25519)?;
-        let cosigner = make_key(disk, data, COSIGNER, &format!("{origin}/{name}"), Scheme::Cosignature)?;
+        let log = make_key(place, LOG, origin, Scheme::Ed25519)?;
+        let cosigner = make_key(place, COSIGNER, &format!("{origin}/{name}"), Scheme::Cosignature)?;
         let identity = Self {
             format: FORMAT,
             node: 1,
@@ -92,28 +107,26 @@ impl Identity {
     }
 
     /// Reads identity and keys, and checks that they belong together.
-    pub(crate) fn load(disk: &dyn Disk, data: &Path) -> Result<(Self, Keys), Error> {
+    pub(crate) fn load(place: Place<'_>) -> Result<(Self, Keys), Error> {
+        let Place { disk, data, .. } = place;
         let identity = Self::read(disk, data)?;
         let (named, cosigner) = (public(LOG, &identity.log)?, public(COSIGNER, &identity.cosigner)?);
-        let next = match read_seed(disk, data, NEXT)? {
+        let next = match read_seed(place, NEXT)? {
             Some(seed) => Some(signer(data, NEXT, &named, seed)?),
             None => None,
         };
         let keys = match next {
             // The last step of a hand-over is still to be done: `settle` does it.
             Some(next) if *next.verifier_key() == named => {
-                Keys { log: next, next: None, cosigner: load_key(disk, data, COSIGNER, &cosigner)? }
+                Keys { log: next, next: None, cosigner: load_key(place, COSIGNER, &cosigner)? }
             }
-            next => Keys {
-                log: load_key(disk, data, LOG, &named)?,
-                next,
-                cosigner: load_key(disk, data, COSIGNER, &cosigner)?,
-            },
+            next => Keys { log: load_key(place, LOG, &named)?, next, cosigner: load_key(place, COSIGNER, &cosigner)? },
         };
         Ok((identity, keys))
     }
 
-    fn read(disk: &dyn Disk, data: &Path) -> Result<Self, Error> {
+    /// Reads `node.json` alone.
+    pub(crate) fn read(disk: &dyn Disk, data: &Path) -> Result<Self, Error> {
         let path = identity_path(data);
         let Some(text) = durable::read(disk, &path)? else {
             return Err(Error::Invalid(format!(
@@ -143,20 +156,20 @@ impl Identity {
     }
 }
 
-fn make_key(disk: &dyn Disk, data: &Path, which: &str, name: &str, scheme: Scheme) -> Result<Signer, Error> {
+fn make_key(place: Place<'_>, which: &str, name: &str, scheme: Scheme) -> Result<Signer, Error> {
     let mut seed = [0; SEED_BYTES];
     rt::fill_random(&mut seed);
     let signer = Signer::from_seed(name, scheme, &seed)
         .map_err(|e| Error::Invalid(format!("{name:?} cannot name a key: {e}")))?;
-    write_seed(disk, data, which, &seed)?;
+    write_seed(place, which, &seed)?;
     Ok(signer)
 }
 
 /// Makes the log key that is to follow and its file, durably. The chain log does not name it yet.
-pub(crate) fn make_next(disk: &dyn Disk, data: &Path, origin: &str, seed: &[u8; SEED_BYTES]) -> Result<Signer, Error> {
+pub(crate) fn make_next(place: Place<'_>, origin: &str, seed: &[u8; SEED_BYTES]) -> Result<Signer, Error> {
     let signer = Signer::from_seed(origin, Scheme::Ed25519, seed)
         .map_err(|e| Error::Invalid(format!("{origin:?} cannot name a key: {e}")))?;
-    write_seed(disk, data, NEXT, seed)?;
+    write_seed(place, NEXT, seed)?;
     Ok(signer)
 }
 
@@ -186,11 +199,7 @@ pub(crate) fn has_next(disk: &dyn Disk, data: &Path) -> Result<bool, Error> {
 
 /// Writes zeros over a key before its name goes: as far as the file system lets, nothing of it stays on the disk.
 fn overwrite(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
-    let zeroed = disk.open(path, true).and_then(|file| {
-        let length = usize::try_from(file.length()?).unwrap_or(SEED_BYTES);
-        file.write_at(&vec![0; length], 0)?;
-        file.sync()
-    });
+    let zeroed = disk.open(path, true).and_then(|file| zero(file.as_ref()));
     zeroed.map_err(|e| Error::io(format!("destroying {}", path.display()), &e))
 }
 
@@ -203,13 +212,17 @@ fn damaged(data: &Path, which: &str, what: &str) -> Error {
     Error::Corrupt(format!("{} {what}: restore it from a backup", key_path(data, which).display()))
 }
 
-fn write_seed(disk: &dyn Disk, data: &Path, which: &str, seed: &[u8; SEED_BYTES]) -> Result<(), Error> {
-    durable::replace(disk, &key_path(data, which), seed)
+fn write_seed(place: Place<'_>, which: &str, seed: &[u8; SEED_BYTES]) -> Result<(), Error> {
+    let Place { disk, data, seal } = place;
+    durable::replace(disk, &key_path(data, which), &seal.close(role(which), seed)?)
 }
 
-fn read_seed(disk: &dyn Disk, data: &Path, which: &str) -> Result<Option<[u8; SEED_BYTES]>, Error> {
-    let Some(bytes) = durable::read(disk, &key_path(data, which))? else { return Ok(None) };
-    bytes.try_into().map(Some).map_err(|_| damaged(data, which, "has the wrong length"))
+fn read_seed(place: Place<'_>, which: &str) -> Result<Option<[u8; SEED_BYTES]>, Error> {
+    let Place { disk, data, seal } = place;
+    let path = key_path(data, which);
+    let Some(stored) = durable::read(disk, &path)? else { return Ok(None) };
+    let seed = seal.open(&path, role(which), stored)?;
+    seed.try_into().map(Some).map_err(|_| damaged(data, which, "has the wrong length"))
 }
 
 /// The key of a seed, under the name and of the kind of `like`.
@@ -217,8 +230,9 @@ fn signer(data: &Path, which: &str, like: &VerifierKey, seed: [u8; SEED_BYTES]) 
     Signer::from_seed(like.name(), like.scheme(), &seed).map_err(|e| damaged(data, which, &e.to_string()))
 }
 
-fn load_key(disk: &dyn Disk, data: &Path, which: &str, public: &VerifierKey) -> Result<Signer, Error> {
-    let seed = read_seed(disk, data, which)?.ok_or_else(|| damaged(data, which, "is missing"))?;
+fn load_key(place: Place<'_>, which: &str, public: &VerifierKey) -> Result<Signer, Error> {
+    let data = place.data;
+    let seed = read_seed(place, which)?.ok_or_else(|| damaged(data, which, "is missing"))?;
     let signer = signer(data, which, public, seed)?;
     if signer.verifier_key() != public {
         return Err(damaged(data, which, "does not belong to the public key in node.json"));

@@ -15,6 +15,7 @@ pub mod note;
 pub mod policy;
 pub mod proof;
 pub mod rt;
+pub mod seal;
 pub mod state_root;
 pub mod tiles;
 pub mod trace;

@@ -21,10 +21,12 @@ use crate::command::{Key, Operation, Requirement, Write};
 use crate::disk::Disk;
 use crate::entry::Entry;
 use crate::error::Error;
-use crate::identity::{self, Identity, Keys, SEED_BYTES};
+use crate::identity::{self, Identity, Keys, Place, SEED_BYTES};
 use crate::ledger::{Ledger, key_hash};
 use crate::machine::damaged_entry;
+use crate::node::Config;
 use crate::policy::Policy;
+use crate::seal::Seal;
 use crate::store::entries;
 use crate::view::{Found, LogInfo};
 
@@ -109,14 +111,16 @@ pub(crate) struct Signatures {
 pub(crate) struct KeyRing {
     disk: Arc<dyn Disk>,
     data: PathBuf,
+    seal: Seal,
     identity: Identity,
     /// Locked for a signature or an exchange, never over an await.
     keys: RwLock<Keys>,
 }
 
 impl KeyRing {
-    pub(crate) fn new(disk: Arc<dyn Disk>, data: PathBuf, identity: Identity, keys: Keys) -> Self {
-        Self { disk, data, identity, keys: RwLock::new(keys) }
+    pub(crate) fn new(disk: Arc<dyn Disk>, config: &Config, identity: Identity, keys: Keys) -> Self {
+        let (data, seal) = (config.data.clone(), config.seal.clone());
+        Self { disk, data, seal, identity, keys: RwLock::new(keys) }
     }
 
     /// Origin of the log.
@@ -191,7 +195,8 @@ impl KeyRing {
                 "a rotation of the log key waits for its hand-over checkpoint; try again when there is one".into(),
             ));
         }
-        let next = identity::make_next(self.disk.as_ref(), &self.data, self.origin(), seed)?;
+        let place = Place { disk: self.disk.as_ref(), data: &self.data, seal: &self.seal };
+        let next = identity::make_next(place, self.origin(), seed)?;
         let mut info = self.identity.log_info(&keys);
         let witnesses = [(self.identity.name.clone(), keys.cosigner.verifier_key().clone())];
         info.vkey = next.verifier_key().to_string();

@@ -13,11 +13,12 @@ use crate::command::{Command, Key, Outcome, Write, WriteCommand};
 use crate::cosign::{self, Notary};
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::identity::{Identity, Keys};
+use crate::identity::{Identity, Keys, Place};
 use crate::ledger::Ledger;
 use crate::log_key::KeyRing;
 use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, batcher};
 use crate::rt;
+use crate::seal::Seal;
 use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
 use crate::trace;
@@ -49,6 +50,8 @@ pub struct Config {
     pub blob_bytes_max: u64,
     /// How long a blob that no value names is kept.
     pub unnamed_blob_age: Duration,
+    /// How the private keys are sealed.
+    pub seal: Seal,
 }
 
 impl Config {
@@ -62,7 +65,13 @@ impl Config {
             cache_bytes: 4 << 20,
             blob_bytes_max: 4 << 30,
             unnamed_blob_age: Duration::from_secs(24 * 3600),
+            seal: Seal::default(),
         }
+    }
+
+    /// Where identity and keys lie.
+    fn place<'a>(&'a self, disk: &'a dyn Disk) -> Place<'a> {
+        Place { disk, data: &self.data, seal: &self.seal }
     }
 }
 
@@ -102,17 +111,17 @@ impl Node {
     pub fn init(disk: &Arc<dyn Disk>, config: &Config, name: &str, origin: &str) -> Result<LogInfo, Error> {
         let data = &config.data;
         disk.create_directory(data).map_err(|e| Error::io(format!("making {}", data.display()), &e))?;
-        Identity::create(disk.as_ref(), data, name, origin)?;
-        let (identity, keys) = Identity::load(disk.as_ref(), data)?;
+        Identity::create(config.place(disk.as_ref()), name, origin)?;
+        let (identity, keys) = Identity::load(config.place(disk.as_ref()))?;
         Ok(identity.log_info(&keys))
     }
 
     /// Name of the node whose data directory this is.
     ///
     /// # Errors
-    /// As [`Node::start`], when `node.json` or a key beside it is damaged or missing.
+    /// As [`Node::start`], when `node.json` is damaged or missing.
     pub fn name_of(disk: &Arc<dyn Disk>, data: &Path) -> Result<String, Error> {
-        Identity::load(disk.as_ref(), data).map(|(identity, _)| identity.name)
+        Identity::read(disk.as_ref(), data).map(|identity| identity.name)
     }
 
     /// Opens the data directory, replays, and serves. Must be called on the runtime that is to run the node's tasks.
@@ -120,7 +129,7 @@ impl Node {
     /// # Errors
     /// [`Error::Corrupt`] names what is damaged and what to do; nothing is changed then.
     pub async fn start(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
-        let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
+        let (identity, keys) = Identity::load(config.place(disk.as_ref()))?;
         let shelf = Shelf::Sled { directory: config.data.join("store"), cache_bytes: config.cache_bytes };
         Self::start_on(disk, config, identity, keys, shelf).await
     }
@@ -136,7 +145,7 @@ impl Node {
         let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf).await?;
         let clock = Arc::new(Clock::default());
         let proposer = Arc::new(consensus.proposer(Arc::clone(&clock), identity.name.clone()));
-        let keys = KeyRing::new(Arc::clone(&disk), config.data.clone(), identity.clone(), keys);
+        let keys = KeyRing::new(Arc::clone(&disk), &config, identity.clone(), keys);
         let (book, time) = (Arc::clone(&ledger), Arc::clone(&clock));
         let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, book, keys, time)?);
         let (writes, write_queue) = mpsc::channel(config.queue_max);

@@ -67,6 +67,11 @@ impl Daemon {
         Self { data: data.to_owned(), port, settings, child: None }
     }
 
+    /// Other lines in the configuration file, from the next start on.
+    pub fn configure(&mut self, toml: &str) {
+        toml.clone_into(&mut self.settings.toml);
+    }
+
     /// Starts the daemon and waits until it is ready.
     ///
     /// # Errors

@@ -91,8 +91,8 @@ fn bundle(site: &Site, directory: &Path, name: &str) -> BTreeMap<String, Vec<u8>
     members.map(|m| (m.file_name().to_string_lossy().into_owned(), fs::read(m.path()).unwrap())).collect()
 }
 
-/// Leaves secrets in every place that a bundle looks at.
-fn plant(site: &Site, directory: &Path) {
+/// Leaves secrets in every place that a bundle looks at, a private key among certificates.
+fn plant(site: &Site, directory: &Path, private_key: &str) {
     let config = fs::read_to_string(site.config()).unwrap();
     write(&site.config(), &format!("# https://me:{}@example.com\n{config}", STRAY[0]), 0o600);
     let unit = format!(
@@ -102,7 +102,7 @@ fn plant(site: &Site, directory: &Path) {
     write(&site.root.join("etc/systemd/system/samovar.service.d/own.conf"), &unit, 0o644);
     write(&site.file(STRAY[5]), "", 0o600);
     let pem = site.file("tls/node.pem");
-    let both = [fs::read_to_string(&pem).unwrap(), fs::read_to_string(site.file("tls/ca.key")).unwrap()].concat();
+    let both = [&fs::read_to_string(&pem).unwrap(), private_key].concat();
     write(&pem, &both, 0o600);
     let record = json!({
         "__REALTIME_TIMESTAMP": "1764024000000000", "PRIORITY": "4", "CODE_FILE": "appliance/src/http/access.rs",
@@ -118,7 +118,7 @@ fn plant(site: &Site, directory: &Path) {
 #[tokio::test]
 async fn a_support_bundle_helps_and_holds_no_secret() {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
-    let site = Site::new(directory.path(), Settings::default()).await;
+    let mut site = Site::new(directory.path(), Settings::default()).await;
     let mut client = site.daemon.client().await.unwrap();
     let user = json!({ "name": "anna", "role": "writer", "password": PASSWORD }).to_string();
     let made = client.request(Method::POST, "/v1/users", &JSON, user).await.unwrap();
@@ -127,7 +127,15 @@ async fn a_support_bundle_helps_and_holds_no_secret() {
     let session = client.request(Method::POST, "/v1/login", &JSON, login).await.unwrap();
     let token = session.json().unwrap()["token"].as_str().expect("a session token").to_owned();
     assert!(client.put(&format!("/v1/keys/{KEY}"), VALUE).await.unwrap().status < 300);
-    plant(&site, directory.path());
+    // The private keys are sealed, so that what they were is looked for beside what lies there.
+    let (clear, private_key) = (in_files(&site), fs::read_to_string(site.file("tls/ca.key")).unwrap());
+    let kek = "c3".repeat(32);
+    let path = directory.path().join("kek");
+    write(&path, &kek, 0o600);
+    site.daemon.stop().unwrap();
+    site.daemon.configure(&format!("[node]\nkek = \"{}\"\n", path.display()));
+    site.daemon.start().await.unwrap();
+    plant(&site, directory.path(), &private_key);
 
     let members = bundle(&site, directory.path(), "first");
     let text = |name: &str| {
@@ -157,6 +165,9 @@ async fn a_support_bundle_helps_and_holds_no_secret() {
     let again = bundle(&site, directory.path(), "second");
 
     let mut secrets = in_files(&site);
+    secrets.extend(clear);
+    secrets.push(("the key-encryption key".into(), vec![0xc3; 32]));
+    secrets.push(("the key-encryption key, as it stands in its file".into(), kek.into_bytes()));
     secrets.extend(
         [("password", PASSWORD), ("session token", &token), ("value", VALUE), ("key name", KEY)]
             .map(|(what, s)| (what.into(), s.into())),

@@ -104,10 +104,15 @@ impl Said {
 
 /// Writes a file, its directories too, and makes it anew if it is there.
 pub(super) fn write(path: &Path, text: &str, mode: u32) {
+    write_bytes(path, text.as_bytes(), mode);
+}
+
+/// The same of bytes.
+pub(super) fn write_bytes(path: &Path, content: &[u8], mode: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let _ = fs::remove_file(path);
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).unwrap();
-    file.write_all(text.as_bytes()).unwrap();
+    file.write_all(content).unwrap();
 }
 
 fn chmod(path: &Path, mode: u32) {
@@ -292,6 +297,39 @@ fn silent(site: &Site, when: &str) {
     {
         assert_eq!(said.answer(check), "yes", "{when}: {check}: {:#}", said.whole);
     }
+}
+
+/// What can be wrong with a ledger whose private keys are sealed under `kek` beside its data directory.
+const SEALED: &[State] = &[
+    ("a private key in the clear", "sealed", |s| Box::new(Instead::of(s.file("tls/node.key"), Some(&expired().1)))),
+    ("a configuration without the key-encryption key", "sealed", |s| {
+        let path = s.daemon.data().with_file_name("kek");
+        Box::new(Instead::of(path, None))
+    }),
+    ("another key-encryption key", "sealed", |s| {
+        let path = s.daemon.data().with_file_name("kek");
+        Box::new(Instead::of(path, Some(&"07".repeat(32))))
+    }),
+    ("a key-encryption key that everybody may read", "sealed", |s| mode(s.daemon.data().with_file_name("kek"), 0o644)),
+    ("a file under another key-encryption key", "sealed", |s| {
+        let text = format!("samovar sealed 1 {}\n", "07".repeat(8));
+        Box::new(Instead::of(s.file("tls/ca.key"), Some(&text)))
+    }),
+];
+
+#[tokio::test]
+async fn doctor_knows_whether_private_keys_are_sealed() {
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let kek = directory.path().join("kek");
+    write(&kek, &"5a".repeat(32), 0o600);
+    let toml = format!("[node]\nkek = \"{}\"\n", kek.display());
+    let site = Site::new(directory.path(), Settings { toml, ..Settings::default() }).await;
+    silent(&site, "sealed");
+    assert_eq!(site.doctor().answer("sealed"), "yes");
+    let (wrong, states) = walk(&site, SEALED);
+    silent(&site, "after every state was undone");
+    assert!(wrong.is_empty(), "{} of {states} states:\n{}", wrong.len(), wrong.join("\n\n"));
+    println!("RESULT doctor: {states} states of sealed private keys are named");
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ mod overload;
 mod proofs;
 mod quotas;
 mod raw;
+mod sealing;
 mod tls;
 mod under_load;
 mod walk;

@@ -46,6 +46,10 @@ pub(crate) static SESSION_KEYS: Table<SessionKey> =
 pub(crate) static TLS: Table<TlsCertificate> =
     Table::new("~tls/", ("no-such-certificate", "no certificate has this name"), is_tls_name, 3);
 
+/// Under which key-encryption key each node's secret files lie, by the node's name.
+pub(crate) static SEALS: Table<SealRow> =
+    Table::new("~seals/", ("no-such-seal", "no node of this name has sealed files"), is_user_name, 64);
+
 /// What a principal may do, as users and API keys have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Access {
@@ -167,6 +171,13 @@ pub(crate) struct TlsCertificate {
     pub(crate) rolling_over: bool,
 }
 
+/// The key-encryption key of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SealRow {
+    /// Its id, a part of a hash; `None`: the files lie in the clear again.
+    pub(crate) kek: Option<String>,
+}
+
 /// A new API key: the row and the token, which is shown once.
 pub(crate) struct Issued {
     /// Id.
@@ -261,7 +272,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// 32 bytes from lower-case hex.
-pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
+pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
     let mut out = [0; 32];
     if !is_hash(text) {
         return None;

@@ -5,8 +5,6 @@
 //! with a key of its own, whose public half lies in the system state (`SESSION_KEYS`): every node can check every
 //! token, and no secret is replicated, backed up or shown in a receipt.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,7 +13,7 @@ use samovar_node::rt;
 use serde::{Deserialize, Serialize};
 
 use super::rows::{hex, is_short_id, sha256, unhex};
-use crate::durable::{Mode, replace};
+use crate::secrets::{SESSION_KEY, Secrets};
 
 /// What a session token begins with.
 pub(super) const PREFIX: &str = "samovar_session_";
@@ -23,8 +21,6 @@ pub(super) const PREFIX: &str = "samovar_session_";
 pub(super) const TOKEN_BYTES_MAX: usize = 1024;
 /// Longest life of a session that can be configured, in milliseconds.
 pub(crate) const LIFE_MS_MAX: u64 = 24 * 3_600_000;
-/// File of this node's private key, in the data directory.
-const KEY_FILE: &str = "session.key";
 /// Keeps these signatures apart from all others.
 const DOMAIN: &[u8] = b"samovar session v1\0";
 
@@ -107,21 +103,23 @@ impl Signer {
     }
 }
 
-/// Where a node keeps its private key: a file of mode 0600 in its data directory.
-pub(super) struct KeyFile(PathBuf);
+/// Where a node keeps its private key: a secret file in its data directory.
+pub(super) struct KeyFile(Secrets);
 
 impl KeyFile {
     /// In a data directory.
-    pub(super) fn of(data: &Path) -> Self {
-        Self(data.to_owned())
+    pub(super) fn of(secrets: &Secrets) -> Self {
+        Self(secrets.clone())
     }
 
     /// The key, if there is one. A damaged file is as good as none: a new key costs nobody more than a login.
     pub(super) fn load(&self) -> Option<Signer> {
-        let path = self.0.join(KEY_FILE);
-        let text = std::fs::read_to_string(&path).ok()?;
-        let signer = unhex(text.trim()).context("holds no key").and_then(|seed| Signer::of(&seed));
-        signer.map_err(|error| tracing::warn!(%error, "{}: a new session key is made", path.display())).ok()
+        let content = self.0.read(SESSION_KEY).transpose()?;
+        let signer = content.and_then(|content| {
+            let text = std::str::from_utf8(&content).unwrap_or_default();
+            unhex(text.trim()).context("it holds no key").and_then(|seed| Signer::of(&seed))
+        });
+        signer.map_err(|error| tracing::warn!("{SESSION_KEY}: {error:#}; a new session key is made")).ok()
     }
 
     /// Makes a key that is not kept yet.
@@ -133,7 +131,7 @@ impl KeyFile {
 
     /// Keeps a key in place of the one before. Crash order: a whole new file, then its name.
     pub(super) fn keep(&self, seed: &[u8; 32]) -> Result<()> {
-        replace(&self.0.join(KEY_FILE), format!("{}\n", hex(seed)).as_bytes(), Mode::Secret)
+        self.0.write(SESSION_KEY, format!("{}\n", hex(seed)).as_bytes())
     }
 }
 
@@ -228,16 +226,16 @@ mod tests {
     fn the_private_key_is_its_owners() {
         use std::os::unix::fs::PermissionsExt as _;
         let data = tempfile::tempdir().expect("a directory");
-        let file = KeyFile::of(data.path());
+        let file = KeyFile::of(&Secrets::clear(data.path()));
         assert!(file.load().is_none(), "none yet");
         for _ in 0..2 {
             let (seed, signer) = KeyFile::draw().expect("a key");
             file.keep(&seed).expect("kept");
             assert_eq!(file.load().expect("a key").id, signer.id);
         }
-        let mode = data.path().join(KEY_FILE).metadata().expect("there").permissions().mode();
+        let mode = data.path().join(SESSION_KEY).metadata().expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        std::fs::File::create(data.path().join(KEY_FILE)).expect("emptied");
+        std::fs::File::create(data.path().join(SESSION_KEY)).expect("emptied");
         assert!(file.load().is_none(), "a damaged file is as good as none");
     }
 }

@@ -1,7 +1,5 @@
 //! The key that signs this node's session tokens: made when it is first needed, replaced by a rotation anywhere.
 
-use std::path::Path;
-
 use samovar_node::command::Committed;
 use samovar_node::{Node, Operation};
 use tokio::sync::Mutex;
@@ -10,6 +8,7 @@ use super::rows::{SESSION_KEYS, SessionKey};
 use super::session::{Claims, KeyFile, Signer};
 use super::table::{Stored, commit};
 use crate::api::problem::Problem;
+use crate::secrets::Secrets;
 
 /// What becomes of the tokens of a key that is replaced.
 #[derive(Debug, Clone, Copy)]
@@ -29,8 +28,8 @@ pub(super) struct Signing {
 
 impl Signing {
     /// With the key of a data directory, if it has one.
-    pub(super) fn of(data: &Path) -> Self {
-        let file = KeyFile::of(data);
+    pub(super) fn of(secrets: &Secrets) -> Self {
+        let file = KeyFile::of(secrets);
         Self { current: Mutex::new(file.load()), file }
     }
 

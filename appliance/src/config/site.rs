@@ -119,17 +119,9 @@ pub(super) fn lets_encrypt() -> HttpsUrl {
 
 /// Checks that what belongs together is there.
 pub(super) fn check(tls: &TlsSection, acme: &AcmeSection) -> Result<SiteSource, String> {
-    let named = |path: &Path| (!path.as_os_str().is_empty()).then(|| path.to_owned());
-    for (key, path) in [
-        ("tls.certificate", &tls.certificate),
-        ("tls.key", &tls.key),
-        ("acme.roots", &acme.roots),
-        ("acme.account_binding", &acme.account_binding),
-    ] {
-        if named(path).is_some_and(|path| path.is_relative()) {
-            return Err(format!("{key}: `{}` is no absolute path; write it from / on", path.display()));
-        }
-    }
+    let (certificate, key) = (file("tls.certificate", &tls.certificate)?, file("tls.key", &tls.key)?);
+    let roots = file("acme.roots", &acme.roots)?;
+    let account_binding = file("acme.account_binding", &acme.account_binding)?;
     if acme.names.len() > NAMES_MAX {
         return Err(format!("acme.names has {} names, at most {NAMES_MAX} can be", acme.names.len()));
     }
@@ -138,7 +130,7 @@ pub(super) fn check(tls: &TlsSection, acme: &AcmeSection) -> Result<SiteSource, 
     names.dedup();
     match tls.source {
         Source::Local => Ok(SiteSource::Local),
-        Source::Files => match (named(&tls.certificate), named(&tls.key)) {
+        Source::Files => match (certificate, key) {
             (Some(certificate), Some(key)) => Ok(SiteSource::Files { certificate, key }),
             (None, _) => Err(missing("tls.certificate", "files", "the file with the certificate and what follows it")),
             (_, None) => Err(missing("tls.key", "files", "the file with the private key")),
@@ -156,14 +148,22 @@ pub(super) fn check(tls: &TlsSection, acme: &AcmeSection) -> Result<SiteSource, 
             names,
             contacts: acme.contacts.iter().map(ToString::to_string).collect(),
             challenges: acme.challenges.clone(),
-            roots: named(&acme.roots),
-            account_binding: named(&acme.account_binding),
+            roots,
+            account_binding,
         })),
     }
 }
 
 fn missing(key: &str, source: &str, what: &str) -> String {
     format!("{key} is not set, and tls.source is \"{source}\": name {what}")
+}
+
+/// The file that a key names, if it names one.
+pub(super) fn file(key: &str, path: &Path) -> Result<Option<PathBuf>, String> {
+    if !path.as_os_str().is_empty() && path.is_relative() {
+        return Err(format!("{key}: `{}` is no absolute path; write it from / on", path.display()));
+    }
+    Ok((!path.as_os_str().is_empty()).then(|| path.to_owned()))
 }
 
 /// No file.

@@ -3,7 +3,7 @@
 use super::facts::AS_ROOT;
 use super::{Facts, Look, need, no, unseen, yes};
 use crate::tls::SiteSource;
-use crate::{output, tls};
+use crate::{output, secrets, tls};
 use samovar_node::rt;
 use serde_json::Value;
 
@@ -53,9 +53,10 @@ fn until(end_s: u64, days_min: u64, next: &str, more: &str) -> Look {
     }
 }
 
+/// Whether this user may not look.
 fn is_denied(error: &anyhow::Error) -> bool {
     let denied = |e: &std::io::Error| e.kind() == std::io::ErrorKind::PermissionDenied;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(denied))
+    secrets::is_sealed(error) || error.chain().any(|cause| cause.downcast_ref().is_some_and(denied))
 }
 
 /// The one for the site's own names. What the daemon says of its last try comes first: it is the cause, an end that comes
@@ -77,7 +78,7 @@ pub(super) fn site(facts: &Facts) -> Look {
     if let Some(trouble) = tried {
         return no(trouble, next);
     }
-    match tls::site_certificate(&facts.data, source) {
+    match tls::site_certificate(&facts.secrets()?, source) {
         Err(error) if is_denied(&error) => unseen(format!("{error:#}"), AS_ROOT),
         Err(error) => no(format!("{error:#}"), next),
         Ok(None) => no("none has been issued yet: clients are shown the one of the ledger's CA", next),
@@ -87,7 +88,7 @@ pub(super) fn site(facts: &Facts) -> Look {
 
 pub(super) fn names(facts: &Facts) -> Look {
     let subject = facts.subject()?;
-    let refused = match tls::refused_names(&facts.data, &subject) {
+    let refused = match tls::refused_names(&facts.secrets()?, &subject) {
         Ok(refused) => refused,
         Err(error) => return unseen(format!("{error:#}"), AS_ROOT),
     };
@@ -103,7 +104,7 @@ pub(super) fn names(facts: &Facts) -> Look {
 
 pub(super) fn key(facts: &Facts) -> Look {
     need(&facts.files)?;
-    match tls::load(&facts.data) {
+    match tls::load(&facts.secrets()?) {
         Ok(_) => yes("it does"),
         Err(error) if is_denied(&error) => unseen(format!("{error:#}"), AS_ROOT),
         Err(error) => {

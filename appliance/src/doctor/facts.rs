@@ -13,6 +13,7 @@ use super::unit::Unit;
 use super::{Doctor, Fact, Unseen, unseen};
 use crate::client::{Answer, Client, Request, Target};
 use crate::config::{Config, ConfigError};
+use crate::secrets::{KekFiles, Secrets};
 use crate::serve::{LOCK_FILE, SOCKET_FILE};
 use crate::tls::CA_FILE;
 use crate::{serve, tls};
@@ -132,6 +133,18 @@ impl Facts {
             why: format!("the configuration is not good: {place}"),
             next: "See the check `configuration`".into(),
         })
+    }
+
+    /// Where the key-encryption keys lie, as far as this user may see.
+    pub(super) fn keks(&self) -> Fact<KekFiles> {
+        Ok(self.configured()?.kek.or_credentials().or_credentials_of_unit())
+    }
+
+    /// The secret files, for checks that read one.
+    pub(super) fn secrets(&self) -> Fact<Secrets> {
+        let seal = self.keks()?.read(&self.data);
+        let seal = seal.map_err(|error| Unseen { why: format!("{error:#}"), next: "See the check `sealed`".into() })?;
+        Ok(Secrets::new(&self.data, seal))
     }
 
     /// The running daemon, for checks that need it.

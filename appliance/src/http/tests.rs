@@ -68,10 +68,11 @@ fn handler() -> Handler {
 async fn serve(limits: Limits) -> Fixture {
     let data = tempfile::tempdir().expect("a directory");
     let local = std::net::IpAddr::from([127, 0, 0, 1]);
-    crate::tls::make(data.path(), &crate::tls::Subject::of("test", local, &[])).expect("certificates");
+    let secrets = crate::secrets::Secrets::clear(data.path());
+    crate::tls::make(&secrets, &crate::tls::Subject::of("test", local, &[])).expect("certificates");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("an address");
-    let tls = Live::shared(crate::tls::load(data.path()).expect("TLS"));
+    let tls = Live::shared(crate::tls::load(&secrets).expect("TLS"));
     let metrics = Arc::new(Metrics::new(data.path()));
     let (stop, stop_seen) = watch::channel(false);
     let limits = Live::new(limits);

@@ -16,6 +16,7 @@ use crate::auth::{API_KEYS, Access, ApiKey, Holder, Issued, Role, commit};
 use crate::config::{Config, DATA_FILE};
 use crate::durable::{Mode, write_new};
 use crate::journal;
+use crate::secrets::{KekFiles, Secrets};
 use crate::tls::{self, CA_FILE, Subject};
 
 /// Author of the first entry.
@@ -46,16 +47,19 @@ impl Made {
 
 /// Makes a ledger: keys, certificates, the chain's files and a first admin key. All or nothing: a crash in the middle
 /// leaves a directory that another `init` clears and `serve` refuses. The node is named after the host unless `name`
-/// says otherwise; `listen` is kept in `samovar.toml` in the data directory.
-pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>) -> Result<Made> {
+/// says otherwise; `listen` is kept in `samovar.toml` in the data directory. Private keys are sealed from the first byte on
+/// if there is a key-encryption key.
+pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>, kek: &KekFiles) -> Result<Made> {
     let name = node_name(name)?;
+    let seal = kek.read(data)?;
     let (directory, partial) = DataDirectory::begin(data)?;
-    let config = node_config(&Config::parse("(defaults)", "")?, &partial);
+    let secrets = Secrets::new(&partial, seal);
+    let config = node_config(&Config::parse("(defaults)", "")?, &secrets);
     let made = Made::of(&partial);
     let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     let log = Node::init(&disk, &config, &name, &origin(&name)).map_err(|e| anyhow!("making the ledger: {e}"))?;
     let address = listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
-    tls::make(&partial, &Subject::of(&name, address, &[]))?;
+    tls::make(&secrets, &Subject::of(&name, address, &[]))?;
     write_vkey(&partial, &log.vkey)?;
     if let Some(listen) = listen {
         write_new(&partial.join(DATA_FILE), format!("[listen]\napi = \"{listen}\"\n").as_bytes(), Mode::Public)?;
@@ -110,7 +114,7 @@ pub(crate) fn dev(nodes: u8, data: Option<PathBuf>) -> Result<()> {
     }
     let data = data.unwrap_or_else(|| PathBuf::from(DEV_DIRECTORY));
     if !data.join(VKEY_FILE).exists() {
-        init(&data, None, Some(DEV_LISTEN))?;
+        init(&data, None, Some(DEV_LISTEN), &KekFiles::default())?;
     }
     let source = Source { file: Some(data.join(DATA_FILE)).filter(|f| f.exists()), data: Some(data.clone()) };
     let config = source.load()?;

@@ -97,6 +97,7 @@ impl Settings {
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let keys = [
         ("node.data", old.data != new.data),
+        ("node.kek", old.kek != new.kek),
         ("listen.api", old.listen != new.listen),
         ("acme.listen", old.acme_listen != new.acme_listen),
         ("tls.names", old.tls_names != new.tls_names),

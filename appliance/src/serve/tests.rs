@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::*;
+use crate::secrets::KekFiles;
 
 mod site;
 
@@ -43,7 +44,8 @@ impl Answer {
 impl Daemon {
     fn start() -> Self {
         let data = tempfile::tempdir().expect("a directory");
-        init(data.path(), Some("test"), Some("127.0.0.1:0".parse().expect("address"))).expect("init");
+        init(data.path(), Some("test"), Some("127.0.0.1:0".parse().expect("address")), &KekFiles::default())
+            .expect("init");
         let token = std::fs::read_to_string(data.path().join("admin.token")).expect("a token").trim().to_owned();
         let (address, stop, reload, thread) = run_daemon(data.path());
         Self { address, data, token, stop: Some(stop), reload, thread: Some(thread) }
@@ -252,7 +254,7 @@ fn a_data_directory_is_guarded() {
     drop(daemon);
     let other = tempfile::tempdir().expect("a directory");
     std::fs::create_dir(other.path().join("mine")).expect("made");
-    let refused = init(other.path(), None, None).expect_err("not empty");
+    let refused = init(other.path(), None, None, &KekFiles::default()).expect_err("not empty");
     assert!(refused.to_string().contains("is not empty"), "{refused}");
     assert!(other.path().join("mine").exists(), "nothing of the user's is touched");
 }
@@ -266,7 +268,7 @@ fn an_unfinished_init_is_refused_and_then_done_again() {
     drop(directory);
     let refused = DataDirectory::open(data.path()).err().expect("not complete");
     assert!(refused.to_string().contains("did not finish"), "{refused}");
-    init(data.path(), Some("again"), None).expect("a second init completes");
+    init(data.path(), Some("again"), None, &KekFiles::default()).expect("a second init completes");
     DataDirectory::open(data.path()).expect("complete");
 }
 
@@ -339,7 +341,8 @@ fn a_reload_serves_a_new_certificate_while_an_open_stream_goes_on() {
 
     let other = tempfile::tempdir().expect("a directory");
     let local = std::net::IpAddr::from([127, 0, 0, 1]);
-    tls::make(other.path(), &tls::Subject::of("test", local, &[])).expect("certificates of another authority");
+    tls::make(&Secrets::clear(other.path()), &tls::Subject::of("test", local, &[]))
+        .expect("certificates of another authority");
     for file in ["tls/node.pem", "tls/node.key", "ca.pem"] {
         std::fs::copy(other.path().join(file), daemon.data.path().join(file)).expect("copied");
     }

@@ -1,7 +1,6 @@
 //! The certificates of a running daemon: served, tended, rotated. Connections that are open keep what they have; each new
 //! one gets what there is now.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use super::site::{Site, SiteSource};
 use super::{Own, validity};
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::secrets::Secrets;
 
 /// How often the certificates are looked at. A clock that was wrong at the start and is set right shows within it.
 const TEND_INTERVAL: Duration = Duration::from_secs(60);
@@ -59,12 +59,12 @@ pub(crate) struct Standing {
 impl Certificates {
     /// Loads what is there; what is wrong with it is put right before anybody is served, if the CA's key is there.
     pub(crate) fn open(
-        data: &Path,
+        secrets: &Secrets,
         (subject, source): (Subject, SiteSource),
         node: Node,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>> {
-        let files = Files::of(data);
+        let files = Files::of(secrets);
         let mut watch = Watch::default();
         let tended = watch.tend(&files, &subject, Times::of(&node));
         let own = Own::read(&files).and_then(|own| own.check().map(|()| own));
@@ -75,7 +75,7 @@ impl Certificates {
             Ok(_) => why,
         })?;
         let clients = Arc::new(ClientKeys::new(own.hash));
-        let site = Site::open(data, source, node.clone(), metrics.clone(), clients.clone());
+        let site = Site::open(secrets, source, node.clone(), metrics.clone(), clients.clone());
         let live = Live::shared(own.config(&clients, site.served())?);
         let all = Self {
             files,

@@ -16,11 +16,10 @@ use rustls::pki_types::{CertificateDer, ServerName};
 
 use super::authority::{Authority, CA_DAYS, Fresh, NODE_DAYS, Subject, Times, accepts};
 use super::validity::{self, Validity};
-use super::{CA_FILE, CA_KEY_FILE, DIRECTORY, NODE_CERTIFICATE_FILE, NODE_KEY_FILE};
+use super::{CA_FILE, DIRECTORY, NODE_CERTIFICATE_FILE};
 use crate::durable::{Mode, remove, replace};
+use crate::secrets::{CA_KEY, CA_KEY_NEXT, Secrets, TLS_KEY};
 
-/// Key of the next CA, until `ca.pem` names that one.
-const CA_KEY_NEXT_FILE: &str = "ca.key.next";
 /// The new CA, signed by the old one.
 const CROSS_FILE: &str = "ca-cross.pem";
 /// What the names of files end with that were replaced because they did not hold.
@@ -32,7 +31,7 @@ const DAY_S: u64 = 86_400;
 /// The files of a data directory.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
-    data: PathBuf,
+    secrets: Secrets,
 }
 
 /// A CA that takes the place of another: what is made before anything is replaced.
@@ -52,12 +51,16 @@ impl NextAuthority {
 
 impl Files {
     /// Of a data directory.
-    pub(super) fn of(data: &Path) -> Self {
-        Self { data: data.to_owned() }
+    pub(super) fn of(secrets: &Secrets) -> Self {
+        Self { secrets: secrets.clone() }
+    }
+
+    fn data(&self, name: &str) -> PathBuf {
+        self.secrets.data().join(name)
     }
 
     fn tls(&self, name: &str) -> PathBuf {
-        self.data.join(DIRECTORY).join(name)
+        self.data(DIRECTORY).join(name)
     }
 
     /// Makes all of it in a new data directory.
@@ -65,17 +68,17 @@ impl Files {
         use std::os::unix::fs::DirBuilderExt as _;
         let authority = Authority::make(subject, times)?;
         let node = authority.certify(subject, times, |_, _| Ok(()))?;
-        let directory = self.data.join(DIRECTORY);
+        let directory = self.data(DIRECTORY);
         let made = std::fs::DirBuilder::new().mode(0o700).create(&directory);
         made.with_context(|| format!("making {}", directory.display()))?;
-        replace(&self.tls(CA_KEY_FILE), authority.key_pem().as_bytes(), Mode::Secret)?;
+        self.secrets.write(CA_KEY, authority.key_pem().as_bytes())?;
         self.put_node(&node)?;
         self.put_roots(std::slice::from_ref(&authority.certificate))
     }
 
     /// The CAs that clients trust: the one in use first.
     pub(super) fn roots(&self) -> Result<Vec<CertificateDer<'static>>> {
-        let path = self.data.join(CA_FILE);
+        let path = self.data(CA_FILE);
         let roots = certificates(&path).with_context(|| format!("reading the CA in {}", path.display()))?;
         if roots.is_empty() {
             bail!("{} holds no certificate", path.display());
@@ -115,9 +118,8 @@ impl Files {
     }
 
     fn authority(&self, roots: &[CertificateDer<'static>]) -> Result<Authority> {
-        let path = self.tls(CA_KEY_FILE);
-        let pem = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        Authority::of(&pem, roots).with_context(|| path.display().to_string())
+        let pem = self.pem(CA_KEY)?.with_context(|| format!("{} is missing", self.data(CA_KEY).display()))?;
+        Authority::of(&pem, roots).with_context(|| self.data(CA_KEY).display().to_string())
     }
 
     /// Whether clients would accept the node's certificate now, whichever of the CAs they know.
@@ -162,8 +164,8 @@ impl Files {
         };
         if let Some(why) = why {
             let node = self.fresh_node(subject, times).with_context(|| format!("{why}; it cannot be made again"))?;
-            for name in [NODE_KEY_FILE, NODE_CERTIFICATE_FILE] {
-                set_aside(&self.tls(name))?;
+            for path in self.of_node() {
+                set_aside(&path)?;
             }
             self.put_node(&node)?;
             done.push(format!("the node's key and certificate were made again by its CA, because {why}"));
@@ -178,11 +180,10 @@ impl Files {
 
     /// Ends what a crash left half done.
     fn settle(&self) -> Result<()> {
-        let next = self.tls(CA_KEY_NEXT_FILE);
-        if next.exists() {
-            let pem = std::fs::read_to_string(&next).with_context(|| format!("reading {}", next.display()))?;
+        if let Some(pem) = self.pem(CA_KEY_NEXT)? {
+            let next = self.data(CA_KEY_NEXT);
             if Authority::of(&pem, &self.roots()?).is_ok() {
-                std::fs::rename(&next, self.tls(CA_KEY_FILE)).context("putting the new CA's key in its place")?;
+                std::fs::rename(&next, self.data(CA_KEY)).context("putting the new CA's key in its place")?;
             } else {
                 // No client ever heard of it.
                 remove(&next)?;
@@ -208,9 +209,12 @@ impl Files {
     /// Replaces the node's key and certificate; the key before is gone for good.
     pub(super) fn replace_node(&self, node: &Fresh) -> Result<()> {
         self.put_node(node)?;
-        [NODE_KEY_FILE, NODE_CERTIFICATE_FILE]
-            .iter()
-            .try_for_each(|name| remove(&self.tls(name).with_added_extension(OLD)))
+        self.of_node().iter().try_for_each(|path| remove(&path.with_added_extension(OLD)))
+    }
+
+    /// Key and certificate of the node.
+    fn of_node(&self) -> [PathBuf; 2] {
+        [self.data(TLS_KEY), self.tls(NODE_CERTIFICATE_FILE)]
     }
 
     /// Makes a CA that is to take the place of the one in use.
@@ -231,10 +235,10 @@ impl Files {
     /// that it happened; the new key in its place; the node's certificate, which `tend` would make again.
     pub(super) fn roll_over(&self, made: &NextAuthority) -> Result<()> {
         let NextAuthority { next, cross, before, node } = made;
-        replace(&self.tls(CA_KEY_NEXT_FILE), next.key_pem().as_bytes(), Mode::Secret)?;
+        self.secrets.write(CA_KEY_NEXT, next.key_pem().as_bytes())?;
         replace(&self.tls(CROSS_FILE), pem(cross).as_bytes(), Mode::Secret)?;
         self.put_roots(&[next.certificate.clone(), before.clone()])?;
-        std::fs::rename(self.tls(CA_KEY_NEXT_FILE), self.tls(CA_KEY_FILE)).context("replacing the CA's key")?;
+        std::fs::rename(self.data(CA_KEY_NEXT), self.data(CA_KEY)).context("replacing the CA's key")?;
         self.replace_node(node)
     }
 
@@ -247,18 +251,26 @@ impl Files {
 
     fn put_roots(&self, roots: &[CertificateDer<'_>]) -> Result<()> {
         let text: String = roots.iter().map(pem).collect();
-        replace(&self.data.join(CA_FILE), text.as_bytes(), Mode::Public)
+        replace(&self.data(CA_FILE), text.as_bytes(), Mode::Public)
     }
 
     /// A crash in between leaves the two at odds: `tend` makes both again.
     fn put_node(&self, node: &Fresh) -> Result<()> {
-        replace(&self.tls(NODE_KEY_FILE), node.key.serialize_pem().as_bytes(), Mode::Secret)?;
+        self.secrets.write(TLS_KEY, node.key.serialize_pem().as_bytes())?;
         replace(&self.tls(NODE_CERTIFICATE_FILE), pem(&node.certificate).as_bytes(), Mode::Secret)
     }
 
-    /// The file of the node's private key.
-    pub(super) fn node_key(&self) -> PathBuf {
-        self.tls(NODE_KEY_FILE)
+    /// The node's private key in PEM, and the path of its file.
+    pub(super) fn node_key(&self) -> Result<(Vec<u8>, PathBuf)> {
+        let path = self.data(TLS_KEY);
+        let pem = self.secrets.read(TLS_KEY)?;
+        let pem = pem.with_context(|| format!("{} is missing; `samovar init` makes it", path.display()))?;
+        Ok((pem, path))
+    }
+
+    fn pem(&self, name: &str) -> Result<Option<String>> {
+        let content = self.secrets.read(name)?;
+        Ok(content.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 }
 

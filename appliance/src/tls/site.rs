@@ -2,7 +2,7 @@
 //! one of the ledger's CA and is chosen by the name that a client asks for; while there is none, or it has ended, that client
 //! too is shown the CA's, so that the node stays within reach.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,11 +14,12 @@ use tokio::sync::Notify;
 use super::acme::{self, AcmeSettings, Pending, Store};
 use super::authority::Times;
 use super::clients::ClientKeys;
-use super::{DIRECTORY, files};
+use super::files;
 use crate::auth::{TLS, TlsCertificate, commit, hex};
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::output;
+use crate::secrets::Secrets;
 
 mod schedule;
 mod served;
@@ -71,8 +72,8 @@ impl SiteSource {
 }
 
 /// Names and end of the certificate that files hold, for who has no daemon to ask.
-pub(super) fn inspect(data: &Path, source: &SiteSource) -> Result<Option<(Vec<String>, u64)>> {
-    let found = source.read(&Store::of(&data.join(DIRECTORY)))?;
+pub(super) fn inspect(secrets: &Secrets, source: &SiteSource) -> Result<Option<(Vec<String>, u64)>> {
+    let found = source.read(&Store::of(secrets))?;
     Ok(found.map(|found| (found.names, found.life.not_after_s)))
 }
 
@@ -114,14 +115,14 @@ pub(crate) struct Site {
 impl Site {
     /// Loads what is there. What is wrong with it is told, and no reason not to start.
     pub(super) fn open(
-        data: &Path,
+        secrets: &Secrets,
         source: SiteSource,
         node: Node,
         metrics: Arc<Metrics>,
         clients: Arc<ClientKeys>,
     ) -> Arc<Self> {
         let site = Self {
-            store: Store::of(&data.join(DIRECTORY)),
+            store: Store::of(secrets),
             node,
             metrics,
             clients,

@@ -15,6 +15,7 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::command::{Committed, Idempotency, Operation};
 use crate::disk::sim::{CrashPoint, SimDisk};
+use crate::seal::{Kek, kek_of};
 use crate::store::MemoryRows;
 use crate::view::Found;
 
@@ -61,14 +62,19 @@ impl Machine {
     fn new(seed: u64) -> Self {
         let machine = Self { disk: SimDisk::new(seed), rows: Arc::default() };
         let disk: Arc<dyn Disk> = Arc::new(machine.disk.clone());
-        simulate(seed, async move { Node::init(&disk, &Config::new(DATA), "sim", "sim.example").unwrap() });
+        simulate(seed, async move { Node::init(&disk, &Self::config(), "sim", "sim.example").unwrap() });
         machine
+    }
+
+    /// With sealed keys: whatever is cut in a rotation, they are to be found under it.
+    fn config() -> Config {
+        Config { seal: Seal::new(Kek::of(&[7; 32]), None), ..Config::new(DATA) }
     }
 
     async fn start(&self) -> Result<Node, Error> {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
-        let config = Config { reserve_bytes: 0, unnamed_blob_age: UNNAMED_BLOB_AGE, ..Config::new(DATA) };
-        let (identity, keys) = Identity::load(disk.as_ref(), &config.data)?;
+        let config = Config { reserve_bytes: 0, unnamed_blob_age: UNNAMED_BLOB_AGE, ..Self::config() };
+        let (identity, keys) = Identity::load(config.place(disk.as_ref()))?;
         Node::start_on(disk, config, identity, keys, Shelf::Memory(Arc::clone(&self.rows))).await
     }
 
@@ -93,6 +99,11 @@ impl Machine {
 
     fn crash(&self, rng: &mut StdRng) {
         self.disk.crash();
+        for key in ["keys/log", "keys/cosigner"] {
+            let stored = self.disk.contents(&Path::new(DATA).join(key));
+            let closed = |s: Vec<u8>| kek_of(&s).is_some() || s.iter().all(|byte| *byte == 0);
+            assert!(stored.is_none_or(closed), "{key} lies in the clear");
+        }
         self.rows.crash(rng.gen_range(0..8));
     }
 }

@@ -3,7 +3,7 @@
 //! `acme-account.json`: directory, contacts, URL and key of the account. `acme.pem`: the directory as a line of text, the
 //! private key, the certificate and what links it to its root. `acme.pem.issued`: the same of one that has no entry yet.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
@@ -12,18 +12,16 @@ use instant_acme::{AccountCredentials, ExternalAccountKey};
 use serde::{Deserialize, Serialize};
 
 use super::super::site::Served;
-use crate::durable::{Mode, remove, replace, sync_directory};
+use crate::durable::{remove, sync_directory};
+use crate::secrets::{ACME_ACCOUNT, ACME_CERTIFICATE, ACME_ISSUED, Secrets};
 
-const ACCOUNT_FILE: &str = "acme-account.json";
-const CERTIFICATE_FILE: &str = "acme.pem";
-const ISSUED_FILE: &str = "acme.pem.issued";
 /// Before the directory's URL, on the first line.
 const DIRECTORY_LINE: &str = "Directory: ";
 
 /// The files of a data directory.
 #[derive(Debug, Clone)]
 pub(in crate::tls) struct Store {
-    tls: PathBuf,
+    secrets: Secrets,
 }
 
 /// An account as it is kept.
@@ -36,22 +34,22 @@ pub(super) struct SavedAccount {
 }
 
 impl Store {
-    /// In the directory of the keys.
-    pub(in crate::tls) fn of(tls: &Path) -> Self {
-        Self { tls: tls.to_owned() }
+    /// Of a data directory.
+    pub(in crate::tls) fn of(secrets: &Secrets) -> Self {
+        Self { secrets: secrets.clone() }
     }
 
     /// The certificate in use, and the directory that it is from.
     pub(in crate::tls) fn certificate(&self) -> Result<Option<(Served, String)>> {
-        self.read_certificate(CERTIFICATE_FILE)
+        self.read_certificate(ACME_CERTIFICATE)
     }
 
     /// One that was issued and is not in use yet.
     pub(in crate::tls) fn issued(&self) -> Result<Option<Served>> {
-        match self.read_certificate(ISSUED_FILE) {
+        match self.read_certificate(ACME_ISSUED) {
             Ok(found) => Ok(found.map(|(served, _)| served)),
             Err(error) => {
-                remove(&self.tls.join(ISSUED_FILE))?;
+                remove(&self.secrets.data().join(ACME_ISSUED))?;
                 Err(error.context("removed"))
             }
         }
@@ -60,26 +58,26 @@ impl Store {
     /// Keeps one that was issued.
     pub(super) fn put_issued(&self, directory: &str, key_pem: &str, chain_pem: &str) -> Result<()> {
         let text = format!("{DIRECTORY_LINE}{directory}\n{key_pem}\n{chain_pem}");
-        self.write(ISSUED_FILE, text.as_bytes())
+        self.secrets.write(ACME_ISSUED, text.as_bytes())
     }
 
     /// Puts the issued one into use.
     pub(in crate::tls) fn take_issued(&self) -> Result<()> {
-        let path = self.tls.join(CERTIFICATE_FILE);
-        std::fs::rename(self.tls.join(ISSUED_FILE), &path)
+        let data = self.secrets.data();
+        let path = data.join(ACME_CERTIFICATE);
+        std::fs::rename(data.join(ACME_ISSUED), &path)
             .with_context(|| format!("putting {} in its place", path.display()))?;
-        sync_directory(&self.tls)
+        path.parent().map_or(Ok(()), sync_directory)
     }
 
     /// The account.
     pub(super) fn account(&self) -> Result<Option<SavedAccount>> {
-        let Some(bytes) = self.read(ACCOUNT_FILE)? else { return Ok(None) };
-        let path = self.tls.join(ACCOUNT_FILE);
+        let Some(bytes) = self.secrets.read(ACME_ACCOUNT)? else { return Ok(None) };
         // Without it nothing but the account is lost, and another is made.
         match serde_json::from_slice(&bytes) {
             Ok(account) => Ok(Some(account)),
             Err(error) => {
-                tracing::warn!("tls: {} holds no ACME account ({error}): a new one is made", path.display());
+                tracing::warn!("tls: {ACME_ACCOUNT} holds no ACME account ({error}): a new one is made");
                 Ok(None)
             }
         }
@@ -87,34 +85,21 @@ impl Store {
 
     /// Keeps the account.
     pub(super) fn put_account(&self, account: &SavedAccount) -> Result<()> {
-        self.write(ACCOUNT_FILE, &serde_json::to_vec(account).context("writing the ACME account")?)
+        self.secrets.write(ACME_ACCOUNT, &serde_json::to_vec(account).context("writing the ACME account")?)
     }
 
     /// Removes the account, which the authority does not know.
     pub(super) fn forget_account(&self) -> Result<()> {
-        remove(&self.tls.join(ACCOUNT_FILE))
+        remove(&self.secrets.data().join(ACME_ACCOUNT))
     }
 
     fn read_certificate(&self, name: &str) -> Result<Option<(Served, String)>> {
-        let Some(bytes) = self.read(name)? else { return Ok(None) };
+        let Some(bytes) = self.secrets.read(name)? else { return Ok(None) };
         let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let directory = first.strip_prefix(DIRECTORY_LINE.as_bytes()).unwrap_or_default();
         let directory = String::from_utf8_lossy(directory).into_owned();
-        let served = Served::of(&bytes, &bytes, &self.tls.join(name).display().to_string())?;
+        let served = Served::of(&bytes, &bytes, &self.secrets.data().join(name).display().to_string())?;
         Ok(Some((served, directory)))
-    }
-
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let path = self.tls.join(name);
-        match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
-        }
-    }
-
-    fn write(&self, name: &str, content: &[u8]) -> Result<()> {
-        replace(&self.tls.join(name), content, Mode::Secret)
     }
 }
 
@@ -153,11 +138,16 @@ mod tests {
 
     use super::*;
 
+    fn store(data: &Path) -> Store {
+        std::fs::create_dir(data.join("tls")).expect("a directory");
+        Store::of(&Secrets::clear(data))
+    }
+
     /// A crash behind the entry, and one before it, leave what was issued to be found.
     #[test]
     fn what_was_issued_waits_beside_what_is_in_use() {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::of(directory.path());
+        let store = store(directory.path());
         assert!(store.certificate().expect("read").is_none() && store.issued().expect("read").is_none());
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(vec!["box.example".to_owned()]).expect("a name");
@@ -165,7 +155,7 @@ mod tests {
         store.put_issued("https://ca.example/dir", &key.serialize_pem(), &chain).expect("kept");
         assert!(store.certificate().expect("read").is_none(), "it is not in use yet");
         assert!(store.issued().expect("read").is_some_and(|issued| issued.is_for("box.example")));
-        let mode = directory.path().join(ISSUED_FILE).metadata().expect("a file").permissions().mode();
+        let mode = directory.path().join(ACME_ISSUED).metadata().expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "it holds a private key");
         store.take_issued().expect("taken");
         assert!(store.issued().expect("read").is_none());
@@ -176,9 +166,9 @@ mod tests {
     #[test]
     fn a_damaged_certificate_and_a_damaged_account_are_told_and_replaced() {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::of(directory.path());
-        for name in [ISSUED_FILE, CERTIFICATE_FILE, ACCOUNT_FILE] {
-            store.write(name, b"nonsense").expect("written");
+        let store = store(directory.path());
+        for name in [ACME_ISSUED, ACME_CERTIFICATE, ACME_ACCOUNT] {
+            store.secrets.write(name, b"nonsense").expect("written");
         }
         assert!(store.certificate().is_err() && store.issued().is_err());
         assert!(store.issued().expect("removed").is_none(), "what cannot be used does not stay in the way");
@@ -188,10 +178,10 @@ mod tests {
     #[test]
     fn a_binding_is_read_and_a_wrong_one_never_quoted() {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::of(directory.path());
         let read = |text: &str| {
-            store.write("binding", text.as_bytes()).expect("written");
-            account_binding(&directory.path().join("binding")).map(drop).map_err(|e| format!("{e:#}"))
+            let path = directory.path().join("binding");
+            crate::durable::replace(&path, text.as_bytes(), crate::durable::Mode::Secret).expect("written");
+            account_binding(&path).map(drop).map_err(|e| format!("{e:#}"))
         };
         assert_eq!(read(r#"{"kid":"k","hmac":"c2VjcmV0"}"#), Ok(()));
         for (text, want) in [

@@ -22,7 +22,7 @@ fn at(ms: u64) -> Times {
 
 fn made_at(ms: u64) -> (tempfile::TempDir, Files) {
     let data = tempfile::tempdir().expect("a directory");
-    let files = Files::of(data.path());
+    let files = Files::of(&Secrets::clear(data.path()));
     files.make(&subject("box-01"), at(ms)).expect("certificates are made");
     (data, files)
 }
