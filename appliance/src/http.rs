@@ -10,6 +10,7 @@
 //! | no request | `idle_timeout` | asked to go, then closed |
 //! | body | `body_deadline` (of a blob: for each piece), `body_rate_min`, bytes by route | 408, 413 |
 //! | work | `request_deadline` | 503 |
+//! | client sends on after the last answer | [`linger`] | closed |
 //! | client takes no byte, or not the whole answer | `write_timeout`, `response_deadline` | connection cut |
 //!
 //! ALPN alone decides between HTTP/1.1 and HTTP/2. One `current_thread` runtime runs all of it. The node's Unix socket has
@@ -38,6 +39,7 @@ mod coding;
 mod connection;
 mod cors;
 mod io;
+mod linger;
 mod registry;
 mod shape;
 
@@ -47,7 +49,7 @@ pub(crate) use coding::Compressible;
 pub(crate) use cors::is_origin;
 pub(crate) use registry::network_of;
 
-use registry::Registry;
+use registry::{InFlight, Registry};
 
 /// Bounds of the listener. Times are wall time, sizes bytes.
 #[derive(Debug, Clone, PartialEq)]
@@ -216,9 +218,14 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Runs the handler within the deadline and dresses its answer.
-async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Response<Payload> {
+async fn answer(
+    shared: &Shared,
+    request: Request<Incoming>,
+    peer: Peer,
+    in_flight: Arc<InFlight>,
+) -> Response<Payload> {
     let begun = tokio::time::Instant::now();
-    let _in_flight = shared.metrics.begin();
+    let _counted = shared.metrics.begin();
     let mut span = samovar_node::trace::task("-");
     let (head, incoming) = request.into_parts();
     let id = RequestId::of(&head.headers);
@@ -229,11 +236,11 @@ async fn answer(shared: &Shared, request: Request<Incoming>, peer: Peer) -> Resp
     let close = head.version < hyper::Version::HTTP_2;
     let (coding, preflight) = (coding::Coding::of(&head.headers), cors::preflight(&head, &limits.cors_origins));
     let origin = head.headers.get(hyper::header::ORIGIN).cloned();
+    let body = RequestBody::new(incoming, &limits, in_flight);
     let mut outcome = match (shape::check(&head, &limits), preflight) {
         (Err(problem), _) => Answer::refused(problem.closing(close), &id),
         (Ok(()), Some(response)) => Answer { response, route: "-", actor: None },
         (Ok(()), None) => {
-            let body = RequestBody::new(incoming, &limits);
             let patience = body.patience();
             let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
             match patience.wait(reply.answer).await {

@@ -11,6 +11,7 @@ mod damage;
 mod diagnostics;
 mod doctor;
 mod durability;
+mod early_answers;
 mod erase;
 mod export;
 mod full_disk;

@@ -24,7 +24,7 @@ const PIECE_BYTES_MAX: usize = 16 << 10;
 /// Largest last piece: what a client that opens its window byte by byte can make us hold after we are done with it.
 const LAST_PIECE_BYTES_MAX: usize = 1 << 10;
 
-/// The body of a request, not read yet. Dropped unread, HTTP/1.1 closes the connection after the answer.
+/// The body of a request, not read yet. Dropped unread, HTTP/1.1 closes the connection after the answer, lingering.
 pub(crate) struct RequestBody {
     incoming: Incoming,
     deadline: Duration,
@@ -32,6 +32,17 @@ pub(crate) struct RequestBody {
     received: u64,
     begun: Option<Instant>,
     patience: Arc<Patience>,
+    /// Nothing more will come.
+    ended: bool,
+    request: Arc<InFlight>,
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if !self.ended && !self.incoming.is_end_stream() {
+            self.request.left_unread();
+        }
+    }
 }
 
 /// Until when the answer to a request is waited for. A body that is streamed moves it on, piece by piece.
@@ -78,11 +89,11 @@ impl Patience {
 }
 
 impl RequestBody {
-    pub(super) fn new(incoming: Incoming, limits: &Limits) -> Self {
+    pub(super) fn new(incoming: Incoming, limits: &Limits, request: Arc<InFlight>) -> Self {
         let deadline = if incoming.is_end_stream() { Duration::ZERO } else { limits.body_deadline };
         let patience = Patience::new(limits.request_deadline + deadline);
         let (deadline, rate_min) = (limits.body_deadline, limits.body_rate_min);
-        Self { incoming, deadline, rate_min, received: 0, begun: None, patience }
+        Self { incoming, deadline, rate_min, received: 0, begun: None, patience, ended: false, request }
     }
 
     /// How long its request is waited for.
@@ -104,7 +115,10 @@ impl RequestBody {
             let until = (begun + RATE_GRACE + earned).min(Instant::now() + self.deadline);
             let frame = match tokio::time::timeout_at(until, self.incoming.frame()).await {
                 Err(_) => return Err(Problem::body_too_slow().closing(true)),
-                Ok(None) => return Ok(None),
+                Ok(None) => {
+                    self.ended = true;
+                    return Ok(None);
+                }
                 Ok(Some(Err(error))) => return Err(Problem::body_broken(&error).closing(true)),
                 Ok(Some(Ok(frame))) => frame,
             };
@@ -132,7 +146,10 @@ impl RequestBody {
             let until = begun + self.deadline.min(RATE_GRACE + earned);
             let frame = match tokio::time::timeout_at(until, self.incoming.frame()).await {
                 Err(_) => return Err(Problem::body_too_slow().closing(true)),
-                Ok(None) => break,
+                Ok(None) => {
+                    self.ended = true;
+                    break;
+                }
                 Ok(Some(Err(error))) => return Err(Problem::body_broken(&error).closing(true)),
                 Ok(Some(Ok(frame))) => frame,
             };

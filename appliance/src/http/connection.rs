@@ -119,7 +119,7 @@ async fn http1_connection(
     let service = service_fn(|request| {
         let in_flight = place.activity.begin();
         async move {
-            let response = super::answer(shared, request, peer).await;
+            let response = super::answer(shared, request, peer, in_flight.clone()).await;
             Ok::<_, Infallible>(response.map(|payload| Watched::new(payload, false, in_flight)))
         }
     });
@@ -146,7 +146,7 @@ async fn http2_connection(
     let service = service_fn(move |request| {
         let (shared, in_flight) = (owned.clone(), activity.begin());
         async move {
-            let response = super::answer(&shared, request, peer).await;
+            let response = super::answer(&shared, request, peer, in_flight.clone()).await;
             Ok::<_, Infallible>(response.map(|payload| Watched::new(payload, true, in_flight)))
         }
     });

@@ -3,21 +3,25 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::linger::Linger;
 use super::registry::Activity;
 
 /// Passes everything through and notes it.
 pub(super) struct Observed<S> {
     inner: S,
     activity: Arc<Activity>,
+    /// Nothing is sent any more.
+    half_closed: bool,
+    linger: Option<Linger>,
 }
 
 impl<S> Observed<S> {
     pub(super) fn new(inner: S, activity: Arc<Activity>) -> Self {
-        Self { inner, activity }
+        Self { inner, activity, half_closed: false, linger: None }
     }
 }
 
@@ -33,7 +37,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Observed<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.inner).poll_write(cx, bytes);
@@ -66,6 +70,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+        let this = self.get_mut();
+        if !this.half_closed {
+            ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+            this.half_closed = true;
+            this.linger = this.activity.linger();
+        }
+        match &mut this.linger {
+            Some(linger) => linger.poll(&mut this.inner, cx),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Interval};
 
 use super::Limits;
+use super::linger::{self, Linger};
 use crate::live::Live;
 use crate::metrics::Metrics;
 
@@ -40,6 +41,10 @@ pub(super) struct Activity {
     wrote_at: AtomicU64,
     /// The connection was asked to go.
     leaving_since: AtomicU64,
+    /// The body of the last request was not read to its end.
+    unread: AtomicBool,
+    /// Places to linger in.
+    lingering: Arc<Semaphore>,
     /// Requests in flight. Locked for a few instructions, never over an await.
     slots: Mutex<Vec<Option<Slot>>>,
     /// Wakes the connection's task to begin leaving.
@@ -96,6 +101,7 @@ impl Activity {
     pub(super) fn begin(self: &Arc<Self>) -> Arc<InFlight> {
         self.head_since.store(0, Ordering::Relaxed);
         self.idle_since.store(0, Ordering::Relaxed);
+        self.unread.store(false, Ordering::Relaxed);
         let mut slots = lock(&self.slots);
         let fresh = Some(Slot { answering_since: 0, progress_at: 0, stream: false });
         let slot = match slots.iter().position(Option::is_none) {
@@ -109,6 +115,13 @@ impl Activity {
             }
         };
         Arc::new(InFlight { activity: self.clone(), slot })
+    }
+
+    /// The connection is closed by this end: how it lingers, if its client may still send and there is a place.
+    pub(super) fn linger(&self) -> Option<Linger> {
+        // A header without an end is refused as well.
+        let sends = self.unread.load(Ordering::Relaxed) || self.head_since.load(Ordering::Relaxed) != 0;
+        (sends && !self.http2.load(Ordering::Relaxed)).then(|| Linger::begin(&self.lingering)).flatten()
     }
 
     /// What is to be done about the connection now.
@@ -163,6 +176,11 @@ impl InFlight {
         self.update(|s| s.progress_at = now);
     }
 
+    /// Its body is given up before its end.
+    pub(super) fn left_unread(&self) {
+        self.activity.unread.store(true, Ordering::Relaxed);
+    }
+
     fn update(&self, change: impl FnOnce(&mut Slot)) {
         if let Some(Some(slot)) = lock(&self.activity.slots).get_mut(self.slot) {
             change(slot);
@@ -192,6 +210,7 @@ pub(super) struct Registry {
     metrics: Arc<Metrics>,
     origin: Instant,
     clock: Arc<AtomicU64>,
+    lingering: Arc<Semaphore>,
     /// Locked for one look at every connection at most, never over an await.
     open: Mutex<Open>,
     changed: Notify,
@@ -222,7 +241,8 @@ impl Registry {
     pub(super) fn new(limits: Live<Limits>, metrics: Arc<Metrics>) -> Self {
         metrics.connections_max(limits.get().connections_max);
         let clock = Arc::new(AtomicU64::new(1));
-        Self { limits, metrics, origin: Instant::now(), clock, open: Mutex::default(), changed: Notify::new() }
+        let (origin, lingering) = (Instant::now(), linger::places());
+        Self { limits, metrics, origin, clock, lingering, open: Mutex::default(), changed: Notify::new() }
     }
 
     /// A place for a new connection, or none: the address has too many, or all are taken and none is idle.
@@ -252,6 +272,8 @@ impl Registry {
             unflushed_since: AtomicU64::new(0),
             wrote_at: AtomicU64::new(0),
             leaving_since: AtomicU64::new(0),
+            unread: AtomicBool::new(false),
+            lingering: registry.lingering.clone(),
             slots: Mutex::default(),
             leave: Notify::new(),
         });
