@@ -19,6 +19,7 @@ use crate::secrets::KekFiles;
 use crate::serve::{Made, init};
 
 mod api_key;
+mod blob;
 mod clock;
 mod kek;
 mod keys;
@@ -105,6 +106,9 @@ enum Command {
     Get(keys::Get),
     /// Delete a key; its history stays
     Delete(keys::Delete),
+    /// Large values: files of up to 4 GiB, named by their content
+    #[command(subcommand)]
+    Blob(blob::Blob),
     /// List every revision of a key, newest first
     History(keys::History),
     /// List keys in byte order
@@ -218,6 +222,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::Put(c) => keys::put(&c, format).await,
         Command::Get(c) => keys::get(&c, format).await,
         Command::Delete(c) => keys::delete(&c, format).await,
+        Command::Blob(c) => blob::run(&c, format).await,
         Command::History(c) => keys::history(&c, format).await,
         Command::Keys(c) => keys::keys(&c, format).await,
         Command::Erase(c) => keys::erase(&c, format).await,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -20,11 +20,13 @@ use tokio_rustls::TlsConnector;
 mod failure;
 pub(crate) mod sse;
 mod target;
+mod upload;
 
 pub(crate) use failure::{Error, Problem};
 pub(crate) use target::Target;
 
 use target::{Resolved, Way};
+use upload::Outgoing;
 
 /// Longest wait for a connection with its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,7 +43,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Most connections kept for reuse.
 const IDLE_MAX: usize = 32;
 
-type Connection = SendRequest<Full<Bytes>>;
+type Connection = SendRequest<Outgoing>;
 
 /// A client of one node. Clones are cheap and share their connections.
 #[derive(Clone)]
@@ -219,7 +221,11 @@ impl Client {
                 None => (self.connect().await?, false),
             };
             let deadline = Instant::now() + request.answer_timeout;
-            let sent = timeout_at(deadline, connection.try_send_request(self.message(request)?)).await;
+            let sent = timeout_at(
+                deadline,
+                connection.try_send_request(self.message(request, Outgoing::Whole(request.body.clone()))?),
+            )
+            .await;
             let mut failed = match sent.map_err(|_| self.late(request))? {
                 Ok(answer) => return Ok(Exchange { connection, answer, deadline }),
                 Err(failed) => failed,
@@ -232,8 +238,8 @@ impl Client {
         }
     }
 
-    fn message(&self, request: &Request) -> Result<hyper::Request<Full<Bytes>>, Error> {
-        let mut message = hyper::Request::new(Full::new(request.body.clone()));
+    fn message(&self, request: &Request, body: Outgoing) -> Result<hyper::Request<Outgoing>, Error> {
+        let mut message = hyper::Request::new(body);
         *message.method_mut() = request.method.clone();
         *message.uri_mut() = request.path.parse().map_err(|e| Error::Usage(format!("{}: {e}", request.path)))?;
         let headers = message.headers_mut();

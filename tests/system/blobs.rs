@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::raw::{Dialer, token};
 
+mod commands;
 mod large;
 
 /// Longer than several pieces of 64 KiB, and no whole number of them.

@@ -131,7 +131,7 @@ pub(super) fn client_key(text: &str) -> Result<Key, String> {
 
 impl WriteArgs {
     /// Sends a write so that it is done once, and on doubt says how to find out.
-    async fn send(&self, client: &Client, request: Request) -> anyhow::Result<Answer> {
+    pub(super) async fn send(&self, client: &Client, request: Request) -> anyhow::Result<Answer> {
         let key = self.idempotency_key.clone().unwrap_or_else(random_key);
         client.send(request.idempotent(&key)?).await.map_err(|e| match e {
             Error::Unknown { .. } => anyhow::Error::new(e)
