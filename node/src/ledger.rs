@@ -62,7 +62,8 @@ pub(crate) struct HeadRow {
     pub raft: Vec<u8>,
 }
 
-const HEAD_VERSION: u8 = 1;
+/// Of the rows of the store. 2: rows are found by the last entry, value or name in them.
+const HEAD_VERSION: u8 = 2;
 
 impl HeadRow {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -75,6 +76,10 @@ impl HeadRow {
             Some((&HEAD_VERSION, rest)) => {
                 postcard::from_bytes(rest).map_err(|e| Error::DamagedStore(format!("the head row is damaged: {e}")))
             }
+            // Unlike a newer one it can be made anew from the archive.
+            Some((version @ 0..HEAD_VERSION, _)) => Err(Error::DamagedStore(format!(
+                "the store has the earlier format {version}, this version reads {HEAD_VERSION}"
+            ))),
             Some((version, _)) => Err(Error::Invalid(format!(
                 "the store has format {version}, this version reads {HEAD_VERSION}: start the newer version again"
             ))),

@@ -10,7 +10,6 @@
 #[cfg(test)]
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -111,23 +110,6 @@ impl Engine {
             Self::Sled(s) => s.fenced(|| Ok(s.tree(tree).get(key)?.map(|v| v.to_vec()))),
             #[cfg(test)]
             Self::Memory(m) => Ok(m.sound()?.live.get(&(tree, key.to_vec())).cloned()),
-        }
-    }
-
-    /// The row with the greatest key up to a bound.
-    fn last(&self, tree: Tree, upper: Bound<&[u8]>) -> Result<Option<Row>, Error> {
-        match self {
-            Self::Sled(s) => s.fenced(|| {
-                let found = s.tree(tree).range::<&[u8], _>((Bound::Unbounded, upper)).next_back().transpose()?;
-                Ok(found.map(|(k, v)| (k.to_vec(), v.to_vec())))
-            }),
-            #[cfg(test)]
-            Self::Memory(m) => {
-                let state = m.sound()?;
-                let bounds = (Bound::Included((tree, Vec::new())), upper.map(|key| (tree, key.to_vec())));
-                let found = state.live.range(bounds).next_back();
-                Ok(found.map(|((_, k), v)| (k.clone(), v.clone())))
-            }
         }
     }
 
@@ -445,6 +427,17 @@ impl MemoryRows {
     /// From now on every call finds damage, until the rows are set aside.
     pub(crate) fn break_all(&self) {
         self.lock().broken = true;
+    }
+
+    /// Changes a row, if it is there.
+    pub(crate) fn change(&self, tree: Tree, key: &[u8], change: impl Fn(&mut Vec<u8>)) {
+        let mut state = self.lock();
+        let MemoryState { live, durable, .. } = &mut *state;
+        for rows in [live, durable] {
+            if let Some(row) = rows.get_mut(&(tree, key.to_vec())) {
+                change(row);
+            }
+        }
     }
 
     /// Removes every row, as if the directory had been deleted.

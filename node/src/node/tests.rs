@@ -16,7 +16,7 @@ use super::*;
 use crate::command::{Committed, Idempotency, Operation};
 use crate::disk::sim::{CrashPoint, SimDisk};
 use crate::seal::{Kek, kek_of};
-use crate::store::MemoryRows;
+use crate::store::{MemoryRows, Tree};
 use crate::view::Found;
 
 mod snapshot;
@@ -43,9 +43,12 @@ enum Loss {
     Archive,
     /// Every call of the store finds damage.
     SoundnessOfStore,
+    /// The store is one that an earlier version wrote.
+    FormatOfStore,
 }
 
-const LOSSES: [Loss; 5] = [Loss::Nothing, Loss::StateMap, Loss::Store, Loss::Archive, Loss::SoundnessOfStore];
+const LOSSES: [Loss; 6] =
+    [Loss::Nothing, Loss::StateMap, Loss::Store, Loss::Archive, Loss::SoundnessOfStore, Loss::FormatOfStore];
 
 /// What clients know: for each key the last acknowledged state, and what is in doubt.
 #[derive(Default)]
@@ -85,6 +88,7 @@ impl Machine {
             Loss::Store => self.rows.lose(),
             Loss::Archive => self.remove("archive"),
             Loss::SoundnessOfStore => self.rows.break_all(),
+            Loss::FormatOfStore => self.rows.change(Tree::Meta, b"head", |row| row[0] = 1),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The chain log in rows: neighbouring entries share a row, an entry larger than a row takes several.
 //!
-//! Row key: index of the first entry (u64 BE) ‖ piece (u16 BE). Row value: `0` ‖ count (u16) ‖ count × (length u16,
+//! Row key: index of the last entry (u64 BE) ‖ piece (u16 BE), so that the row that holds an entry is the first one from
+//! its index on. Row value: `0` ‖ count (u16) ‖ count × (length u16,
 //! first value slot u64, both LE) ‖ the lines; or, for a large entry, `1` ‖ slot (u64 LE) ‖ its bytes, going on in the
 //! rows of pieces 1, 2, ….
 
@@ -43,7 +44,8 @@ pub(crate) fn put(batch: &mut Batch, first: u64, entries: &[Stored]) {
             put_large(batch, index, &entries[start]);
             end = start + 1;
         } else {
-            batch.put(Tree::Entries, &row_key(index, 0), bundle(&entries[start..end], bytes));
+            let last = first + end as u64 - 1;
+            batch.put(Tree::Entries, &row_key(last, 0), bundle(&entries[start..end], bytes));
         }
         start = end;
     }
@@ -78,10 +80,7 @@ fn put_large(batch: &mut Batch, index: u64, entry: &Stored) {
 /// Up to `limit` entries from `first` on.
 pub(crate) fn from(rows: &Rows, first: u64, limit: usize) -> Result<Vec<Stored>, Error> {
     let mut found = Vec::with_capacity(limit.min(512));
-    let mut at = match rows.at_or_before(Tree::Entries, &row_key(first, 0))? {
-        Some((key, _)) => key,
-        None => return Ok(found),
-    };
+    let mut at = row_key(first, 0).to_vec();
     let mut expected = None;
     // One more than asked for: only then is a large entry at the end known to be whole.
     while found.len() <= limit {
@@ -105,18 +104,20 @@ fn take_row(
     expected: &mut Option<u64>,
     found: &mut Vec<Stored>,
 ) -> Result<(), Error> {
-    let (index, piece) = split_key(key)?;
+    let (last, piece) = split_key(key)?;
     if piece > 0 {
-        if let Some(last) = found.last_mut().filter(|_| *expected == Some(index + 1) && index >= first) {
-            last.line.extend_from_slice(value);
+        if let Some(large) = found.last_mut().filter(|_| *expected == Some(last + 1)) {
+            large.line.extend_from_slice(value);
         }
         return Ok(());
     }
-    if expected.is_some_and(|e| e != index) {
+    let damaged = || Error::DamagedStore(format!("the row of entry {last} is damaged"));
+    let entries = decode(value).ok_or_else(damaged)?;
+    let index = (last + 1).checked_sub(entries.len() as u64).ok_or_else(damaged)?;
+    if expected.map_or(index > first, |expected| expected != index) {
         return Err(Error::DamagedStore(format!("the chain log has a gap before entry {index}")));
     }
-    let entries = decode(value).ok_or_else(|| Error::DamagedStore(format!("the row of entry {index} is damaged")))?;
-    *expected = Some(index + entries.len() as u64);
+    *expected = Some(last + 1);
     found.extend(entries.into_iter().zip(index..).filter(|(_, i)| *i >= first).map(|(e, _)| e));
     Ok(())
 }
@@ -148,20 +149,18 @@ fn decode(row: &[u8]) -> Option<Vec<Stored>> {
 /// One entry.
 pub(crate) fn one(rows: &Rows, index: u64) -> Result<Stored, Error> {
     let missing = || Error::DamagedStore(format!("entry {index} is missing from the chain log"));
-    let (key, value) = rows.at_or_before(Tree::Entries, &row_key(index, 0))?.ok_or_else(missing)?;
-    let (first, _) = split_key(&key)?;
+    let (key, value) = rows.from(Tree::Entries, &row_key(index, 0), 1)?.pop().ok_or_else(missing)?;
+    let (last, _) = split_key(&key)?;
     if value.first() == Some(&BUNDLE) {
-        return bundled(&value, usize::try_from(index - first).unwrap_or(usize::MAX)).ok_or_else(missing);
+        return bundled(&value, last - index).ok_or_else(missing);
     }
     from(rows, index, 1)?.pop().ok_or_else(missing)
 }
 
-/// Entry number `position` of a bundle, without decoding the others.
-fn bundled(row: &[u8], position: usize) -> Option<Stored> {
+/// The entry of a bundle that so many follow, without decoding the others.
+fn bundled(row: &[u8], followed_by: u64) -> Option<Stored> {
     let count = usize::from(u16::from_le_bytes(*row.get(1..3)?.first_chunk::<2>()?));
-    if position >= count {
-        return None;
-    }
+    let position = count.checked_sub(1)?.checked_sub(usize::try_from(followed_by).ok()?)?;
     let table = row.get(HEADER..HEADER + count * PER_LINE)?;
     let length =
         |i: usize| table.get(i * PER_LINE..i * PER_LINE + 2).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]])));

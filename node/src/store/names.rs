@@ -1,7 +1,8 @@
 //! Every key name that ever was, in byte order, many to a row. What is new waits in memory and is merged into the rows
 //! by [`Names::flush`]; after a crash it comes again from the entries above the low-water mark (`machine`).
 //!
-//! Row key: a lower bound of the names in it (the first row's is empty). Row value: names, each as the length it shares
+//! Row key: an upper bound of the names in it, which one of them may equal; the last row's is above every name
+//! ([`HIGHEST`]). So a name stands in the first row from itself on, or in none. Row value: names, each as the length it shares
 //! with the one before (u16 LE), the length of the rest (u16 LE), the rest.
 
 use std::collections::BTreeSet;
@@ -12,6 +13,8 @@ use crate::error::Error;
 
 /// A row is cut in two when it grows beyond this many bytes.
 const SPLIT_BYTES: usize = 2048;
+/// Above every name: no text begins with this byte.
+const HIGHEST: &[u8] = &[0xff];
 /// Names merged in one batch.
 const BATCH_NAMES: usize = 512;
 
@@ -46,7 +49,7 @@ impl Names {
         };
         let mut waiting =
             self.waiting.range::<str, _>((lower, Bound::Unbounded)).take_while(|n| n.starts_with(prefix)).peekable();
-        let mut stored = StoredNames::new(rows, lower)?;
+        let mut stored = StoredNames::new(rows, lower);
         let mut next_stored = stored.next()?.filter(|n| n.starts_with(prefix));
         let mut page: Vec<String> = Vec::with_capacity(limit.min(1024));
         while page.len() < limit {
@@ -109,24 +112,19 @@ pub(crate) fn merge(
 /// Merges into one row as many of the sorted names as belong to it; returns how many.
 fn merge_row(rows: &Rows, batch: &mut Batch, names: &[String]) -> Result<usize, Error> {
     let first = names[0].as_bytes();
-    let (bound, row) = rows.at_or_before(Tree::Names, first)?.unwrap_or_default();
-    let mut above = bound.clone();
-    above.push(0);
-    let upper = rows.from(Tree::Names, &above, 1)?.pop().map(|(key, _)| key);
-    let belong = |n: &&String| upper.as_ref().is_none_or(|u| n.as_bytes() < u.as_slice());
+    let found = rows.from(Tree::Names, first, 1)?.pop();
+    let (bound, row) = found.unwrap_or_else(|| (HIGHEST.to_vec(), Vec::new()));
+    let belong = |n: &&String| n.as_bytes() <= bound.as_slice();
     let new: Vec<&String> = names.iter().take(BATCH_NAMES).take_while(belong).collect();
     let mut all = decode(&row)?;
     all.extend(new.iter().map(|n| (*n).clone()));
     all.sort_unstable();
     all.dedup();
-    let mut key = bound;
     let mut start = 0;
     while start < all.len() {
         let (row, end) = encode(&all, start);
-        batch.put(Tree::Names, &key, row);
-        if end < all.len() {
-            key = all[end].as_bytes().to_vec();
-        }
+        let key = if end < all.len() { all[end - 1].as_bytes() } else { &bound };
+        batch.put(Tree::Names, key, row);
         start = end;
     }
     Ok(new.len())
@@ -171,20 +169,21 @@ fn decode(mut row: &[u8]) -> Result<Vec<String>, Error> {
 /// Walks the stored names in order from a lower bound.
 struct StoredNames<'a> {
     rows: &'a Rows,
-    next_row: Option<Vec<u8>>,
+    /// Where the next row is looked for; `None`: that was the last one.
+    at: Option<Vec<u8>>,
     page: std::vec::IntoIter<String>,
     lower: Bound<String>,
 }
 
 impl<'a> StoredNames<'a> {
-    fn new(rows: &'a Rows, lower: Bound<&str>) -> Result<Self, Error> {
+    fn new(rows: &'a Rows, lower: Bound<&str>) -> Self {
         let lower = lower.map(str::to_owned);
         let at = match &lower {
             Bound::Included(name) | Bound::Excluded(name) => name.as_bytes(),
             Bound::Unbounded => &[],
         };
-        let next_row = rows.at_or_before(Tree::Names, at)?.map(|(key, _)| key);
-        Ok(Self { rows, next_row, page: Vec::new().into_iter(), lower })
+        let at = Some(at.to_vec());
+        Self { rows, at, page: Vec::new().into_iter(), lower }
     }
 
     fn next(&mut self) -> Result<Option<String>, Error> {
@@ -199,11 +198,11 @@ impl<'a> StoredNames<'a> {
                     return Ok(Some(name));
                 }
             }
-            let Some(key) = self.next_row.take() else { return Ok(None) };
-            let mut rows = self.rows.from(Tree::Names, &key, 2)?.into_iter();
-            let Some((_, row)) = rows.next() else { return Ok(None) };
-            self.next_row = rows.next().map(|(key, _)| key);
+            let Some(at) = self.at.take() else { return Ok(None) };
+            let Some((mut key, row)) = self.rows.from(Tree::Names, &at, 1)?.pop() else { return Ok(None) };
             self.page = decode(&row)?.into_iter();
+            key.push(0);
+            self.at = Some(key);
         }
     }
 }

@@ -82,10 +82,6 @@ impl Pending {
         self.layers().find_map(|layer| layer.tree(tree).get(key))
     }
 
-    fn is_removed(&self, tree: Tree, key: &[u8]) -> bool {
-        matches!(self.get(tree, key), Some(None))
-    }
-
     /// Lets what waits leave, if all before is gone.
     fn depart(&mut self) -> bool {
         let departs = self.leaving.is_none() && self.waiting.rows > 0;
@@ -108,30 +104,6 @@ impl Rows {
             return Ok(value.clone());
         }
         self.engine.get(tree, key)
-    }
-
-    /// The row with the greatest key at or below `key`.
-    pub(crate) fn at_or_before(&self, tree: Tree, key: &[u8]) -> Result<Option<Row>, Error> {
-        let pending = self.pending();
-        let mut best = self.engine.last(tree, Bound::Included(key))?;
-        while let Some((removed, _)) = best.as_ref().filter(|(k, _)| pending.is_removed(tree, k)) {
-            best = self.engine.last(tree, Bound::Excluded(removed))?;
-        }
-        // Of rows with the same key the newest layer's comes first.
-        let mut newer: Option<(&Vec<u8>, &Vec<u8>)> = None;
-        for layer in pending.layers() {
-            let rows = layer.tree(tree).range::<[u8], _>((Bound::Unbounded, Bound::Included(key)));
-            let last = rows.rev().find_map(|(k, v)| Some((k, v.as_ref()?)).filter(|_| !pending.is_removed(tree, k)));
-            newer = match (newer, last) {
-                (Some(newer), Some(last)) => Some(if last.0 > newer.0 { last } else { newer }),
-                (newer, last) => newer.or(last),
-            };
-        }
-        Ok(match (best, newer) {
-            (Some(stored), Some((key, _))) if stored.0 > *key => Some(stored),
-            (_, Some((key, value))) => Some((key.clone(), value.clone())),
-            (stored, None) => stored,
-        })
     }
 
     /// Up to `limit` rows from `key` on, in order.
@@ -260,9 +232,6 @@ mod tests {
             let (key, limit) = (vec![draw(40)], usize::from(draw(9)));
             let got = rows.get(Tree::Names, &key).expect("a read");
             assert_eq!(got.as_ref(), model.get(&key), "seed {seed}, step {step}: key {key:?}");
-            let got = rows.at_or_before(Tree::Names, &key).expect("a read");
-            let wanted = model.range(..=key.clone()).next_back().map(|(k, v)| (k.clone(), v.clone()));
-            assert_eq!(got, wanted, "seed {seed}, step {step}: at or before {key:?}");
             let got = rows.from(Tree::Names, &key, limit).expect("a read");
             let wanted: Vec<_> = model.range(key.clone()..).take(limit).map(|(k, v)| (k.clone(), v.clone())).collect();
             assert_eq!(got, wanted, "seed {seed}, step {step}: {limit} from {key:?}");

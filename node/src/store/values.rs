@@ -1,6 +1,7 @@
 //! Encrypted values in rows, by slot: neighbouring small ones share a row, a large one takes several.
 //!
-//! Row key: slot of the first value (u64 BE) ‖ piece (u16 BE). Row value: `0` ‖ count (u16 LE) ‖ count × (kind u8, length
+//! Row key: slot of the last value (u64 BE) ‖ piece (u16 BE), so that the row that holds a slot is the first one from it on.
+//! Row value: `0` ‖ count (u16 LE) ‖ count × (kind u8, length
 //! u32 LE) ‖ bodies; kind 0 is a ciphertext, kind 1 an erased value whose body is the index (u64 LE) of the entry that
 //! erased it. A large value: `1` ‖ bytes, going on in pieces 1, 2, ….
 
@@ -50,7 +51,10 @@ pub(crate) fn put(batch: &mut Batch, first: u64, values: &[Stored]) {
                 }
                 end = start + 1;
             }
-            _ => batch.put(Tree::Values, &row_key(slot, 0), bundle(&values[start..end], bytes)),
+            _ => {
+                let last = first + end as u64 - 1;
+                batch.put(Tree::Values, &row_key(last, 0), bundle(&values[start..end], bytes));
+            }
         }
         start = end;
     }
@@ -100,13 +104,16 @@ fn decode(row: &[u8]) -> Option<Vec<Stored>> {
 /// The row that holds a slot: its first slot, its values (one, when it is large), how many pieces it has.
 fn row_of(rows: &Rows, slot: u64) -> Result<(u64, Vec<Stored>, u16), Error> {
     let missing = || Error::DamagedStore(format!("the value in slot {slot} is missing or damaged"));
-    let (key, value) = rows.at_or_before(Tree::Values, &row_key(slot, 0))?.ok_or_else(missing)?;
-    let (first, piece) = key.split_first_chunk::<8>().ok_or_else(missing)?;
-    let first = u64::from_be_bytes(*first);
-    if value.first() != Some(&LARGE) {
-        // Pieces of a large value sort before the next slot, so a slot beyond them finds a piece: then it is missing.
+    let (key, value) = rows.from(Tree::Values, &row_key(slot, 0), 1)?.pop().ok_or_else(missing)?;
+    let (last, piece) = key.split_first_chunk::<8>().ok_or_else(missing)?;
+    let last = u64::from_be_bytes(*last);
+    if value.first() != Some(&LARGE) || piece != [0, 0] {
         let values = decode(&value).filter(|_| piece == [0, 0]).ok_or_else(missing)?;
+        let first = (last + 1).checked_sub(values.len() as u64).filter(|first| *first <= slot).ok_or_else(missing)?;
         return Ok((first, values, 1));
+    }
+    if last != slot {
+        return Err(missing());
     }
     let mut bytes = value[1..].to_vec();
     let mut pieces = 1;
@@ -126,7 +133,7 @@ fn row_of(rows: &Rows, slot: u64) -> Result<(u64, Vec<Stored>, u16), Error> {
         }
         from = row_key(slot, pieces);
     }
-    Ok((first, vec![Stored::Ciphertext(bytes)], pieces))
+    Ok((slot, vec![Stored::Ciphertext(bytes)], pieces))
 }
 
 /// What is stored in a slot.
