@@ -1,0 +1,65 @@
+"""What the programs of the box share: places, durable files, and what the console tells."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ESP = Path("/efi/samovar")
+RUN = Path("/run/samovar")
+STATE = Path("/var/lib/samovar-site")
+ETC = STATE / "etc"
+# What is wrong, in plain words, for the console; absent if nothing is.
+PROBLEM = RUN / "problem"
+DATA = Path("/dev/samovar/data")
+
+
+def say(text: str) -> None:
+    """One line to the journal."""
+    print(text, flush=True)
+
+
+def tell(problem: str) -> None:
+    """Shows a problem on the console and, if it is a new one, in the journal."""
+    if not PROBLEM.exists() or PROBLEM.read_text() != problem:
+        print(f"<3>{problem}", file=sys.stderr, flush=True)
+        put(PROBLEM, problem)
+
+
+def solved() -> None:
+    """Takes the problem off the console."""
+    PROBLEM.unlink(missing_ok=True)
+
+
+def put(path: Path, text: str | bytes, mode: int = 0o644) -> None:
+    """Replaces a file, durably and as a whole."""
+    new = path.with_name(path.name + ".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+        os.fchmod(file.fileno(), mode)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def output(*command: str) -> str:
+    """Standard output of a command, "" if it fails."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def image() -> dict[str, str]:
+    """Version, build and kind of key of the running slot."""
+    pairs = (line.split("=", 1) for line in Path("/usr/lib/samovar/image").read_text().splitlines() if "=" in line)
+    return dict(pairs)
+
+
+def slot() -> str:
+    """Letter of the slot that was booted."""
+    words = Path("/proc/cmdline").read_text().split()
+    return next((word.partition("=")[2] for word in words if word.startswith("rauc.slot=")), "?")
