@@ -7,7 +7,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -51,6 +51,8 @@ pub(crate) struct Notary {
     clock: Arc<Clock>,
     ledger: Arc<Ledger>,
     promise: Promise,
+    /// What was promised before the start, until the ledger is known to have it.
+    promised: Mutex<Option<Checkpoint>>,
     keys: KeyRing,
     published: RwLock<Option<Arc<Published>>>,
     size: watch::Sender<u64>,
@@ -67,6 +69,7 @@ impl Notary {
     ) -> Result<Self, Error> {
         Ok(Self {
             promise: Promise::open(disk, &data.join("promise"))?,
+            promised: Mutex::new(None),
             clock,
             ledger,
             keys,
@@ -81,11 +84,11 @@ impl Notary {
         &self.keys
     }
 
-    /// Refuses a ledger that contradicts what this node cosigned: a node whose data fell behind must not sign again.
-    /// Called once the raft log is replayed.
-    pub(crate) fn check_promise(&self) -> Result<(), Error> {
+    /// Refuses a ledger that contradicts what this node cosigned: a node whose data fell behind must not sign again. A node
+    /// that is not `alone` may be behind for now, since what it applied comes back to it from its peers: then it is
+    /// [`Notary::keeps_promise`] that looks.
+    pub(crate) fn check_promise(&self, alone: bool) -> Result<(), Error> {
         let Some(promised) = self.promise.read()? else { return Ok(()) };
-        let chain = self.ledger.chain();
         if promised.origin != self.keys.origin() {
             return Err(Error::Corrupt(format!(
                 "node.json names the log {}, but this node cosigned {} (file promise): one of the two is damaged, or belongs \
@@ -94,14 +97,34 @@ impl Notary {
                 promised.origin
             )));
         }
+        let (size, head) = (promised.size, self.ledger.chain().head.size);
+        *self.promised() = Some(promised);
+        if self.keeps_promise()? || !alone {
+            return Ok(());
+        }
+        Err(broken(&format!("this node cosigned {size} entries, but the log has {head}")))
+    }
+
+    fn promised(&self) -> MutexGuard<'_, Option<Checkpoint>> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the ledger has all that this node cosigned before its start; not while it is behind that.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it cosigned something else.
+    pub(crate) fn keeps_promise(&self) -> Result<bool, Error> {
+        let mut slot = self.promised();
+        let Some(promised) = &*slot else { return Ok(true) };
+        let chain = self.ledger.chain();
         if promised.size > chain.head.size {
-            let (size, head) = (promised.size, chain.head.size);
-            return Err(broken(&format!("this node cosigned {size} entries, but the log has {head}")));
+            return Ok(false);
         }
         if self.root_at(&chain, promised.size)? != promised.root {
             return Err(broken(&format!("this node cosigned another log of {} entries", promised.size)));
         }
-        Ok(())
+        *slot = None;
+        Ok(true)
     }
 
     /// Root of the log when it had `size` entries.

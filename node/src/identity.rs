@@ -41,6 +41,20 @@ pub(crate) struct Identity {
     pub cosigner: String,
     /// Whether the log has been begun; until then an empty raft log is no loss.
     pub begun: bool,
+    /// Whether the node joined a cluster that another began: its raft log comes from its peers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joined: bool,
+}
+
+/// What a node must know to join a cluster. Holds the log key: whoever has it can sign in the cluster's name.
+#[derive(Clone)]
+pub struct Admission {
+    /// The id that the cluster gave it.
+    pub(crate) node: u64,
+    /// Origin line of the log.
+    pub(crate) origin: String,
+    /// Private half of the log key.
+    pub(crate) log_seed: [u8; SEED_BYTES],
 }
 
 /// The private keys.
@@ -95,9 +109,43 @@ impl Identity {
             log: log.verifier_key().to_string(),
             cosigner: cosigner.verifier_key().to_string(),
             begun: false,
+            joined: false,
         };
         identity.save(disk, data)?;
         Ok(identity)
+    }
+
+    /// Makes the identity of a node that joins a cluster, with a cosigning key of its own.
+    pub(crate) fn join(place: Place<'_>, name: &str, admission: &Admission) -> Result<Self, Error> {
+        let Place { disk, data, .. } = place;
+        if durable::read(disk, &identity_path(data))?.is_some() {
+            return Err(Error::Invalid(format!("{} already holds a ledger", data.display())));
+        }
+        let keys = data.join("keys");
+        disk.create_directory(&keys).map_err(|e| Error::io(format!("making {}", keys.display()), &e))?;
+        let Admission { node, origin, log_seed } = admission;
+        let log = Signer::from_seed(origin, Scheme::Ed25519, log_seed)
+            .map_err(|e| Error::Invalid(format!("{origin:?} cannot name a key: {e}")))?;
+        write_seed(place, LOG, log_seed)?;
+        let cosigner = make_key(place, COSIGNER, &format!("{origin}/{name}"), Scheme::Cosignature)?;
+        let identity = Self {
+            format: FORMAT,
+            node: *node,
+            name: name.to_owned(),
+            origin: origin.clone(),
+            log: log.verifier_key().to_string(),
+            cosigner: cosigner.verifier_key().to_string(),
+            begun: false,
+            joined: true,
+        };
+        identity.save(disk, data)?;
+        Ok(identity)
+    }
+
+    /// What this node tells one that joins. The caller sees to it that nobody else reads it.
+    pub(crate) fn admission(&self, place: Place<'_>, node: u64) -> Result<Admission, Error> {
+        let log_seed = read_seed(place, LOG)?.ok_or_else(|| damaged(place.data, LOG, "is missing"))?;
+        Ok(Admission { node, origin: self.origin.clone(), log_seed })
     }
 
     pub(crate) fn save(&self, disk: &dyn Disk, data: &Path) -> Result<(), Error> {

@@ -19,6 +19,7 @@ pub mod seal;
 pub mod state_root;
 pub mod tiles;
 pub mod trace;
+pub mod transport;
 pub mod view;
 
 mod archive;

@@ -1,7 +1,7 @@
 //! [`Node`]: the only door to the ledger. Opens, starts and stops its parts, and keeps what has been written durable.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-use crate::command::{Command, Key, Outcome, Write, WriteCommand};
+use crate::command::{Command, Key, Operation, Outcome, Write, WriteCommand};
 use crate::cosign::{self, Notary};
 use crate::disk::Disk;
 use crate::error::Error;
+pub use crate::identity::Admission;
 use crate::identity::{Identity, Keys, Place};
 use crate::ledger::Ledger;
 use crate::log_key::KeyRing;
@@ -22,16 +23,18 @@ use crate::seal::Seal;
 use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
 use crate::trace;
+use crate::transport::{Alone, Transport};
 use crate::view::{ApplyStages, BlockRow, Consistency, Head, HistoryPage, KeyPage, LogInfo, Reading, Record, Status};
 
 mod blobs;
+mod cluster;
 mod log_key;
 mod tasks;
 mod vital;
 
 use tasks::{let_go, open_ledger, until};
 
-/// Who holds the ledger of a node that does nothing: the node, its consensus, its notary, its proposer.
+/// Who holds the ledger of a node that does nothing: the node, its notary, its consensus twice.
 const LEDGER_OWNERS: usize = 4;
 
 /// What a node needs to start.
@@ -75,6 +78,14 @@ impl Config {
     }
 }
 
+/// What a node stands on.
+pub(crate) struct Ground {
+    pub disk: Arc<dyn Disk>,
+    pub config: Config,
+    pub shelf: Shelf,
+    pub transport: Arc<dyn Transport>,
+}
+
 /// A running node. Clones are cheap and name the same node.
 #[derive(Clone)]
 pub struct Node {
@@ -93,6 +104,8 @@ struct Inner {
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<ReadJob>,
     pings: mpsc::Sender<Ping>,
+    /// Whether `node.json` says that the log has been begun.
+    begun: AtomicBool,
     /// Rotations of the log key, one at a time.
     rotating: tokio::sync::Mutex<()>,
     free_bytes: AtomicU64,
@@ -129,20 +142,28 @@ impl Node {
     /// # Errors
     /// [`Error::Corrupt`] names what is damaged and what to do; nothing is changed then.
     pub async fn start(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
-        let (identity, keys) = Identity::load(config.place(disk.as_ref()))?;
-        let shelf = Shelf::Sled { directory: config.data.join("store"), cache_bytes: config.cache_bytes };
-        Self::start_on(disk, config, identity, keys, shelf).await
+        Self::start_with(disk, config, Arc::new(Alone)).await
     }
 
-    /// [`Node::start`] over any rows.
-    pub(crate) async fn start_on(
+    /// [`Node::start`] with a way to reach peers. A node that has some serves before it knows of a leader: until then
+    /// writes and linearizable reads wait, and then fail.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_with(
         disk: Arc<dyn Disk>,
         config: Config,
-        identity: Identity,
-        keys: Keys,
-        shelf: Shelf,
+        transport: Arc<dyn Transport>,
     ) -> Result<Self, Error> {
-        let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf).await?;
+        let (identity, keys) = Identity::load(config.place(disk.as_ref()))?;
+        let shelf = Shelf::Sled { directory: config.data.join("store"), cache_bytes: config.cache_bytes };
+        Self::start_on(Ground { disk, config, shelf, transport }, identity, keys).await
+    }
+
+    /// [`Node::start_with`] over any rows.
+    pub(crate) async fn start_on(ground: Ground, identity: Identity, keys: Keys) -> Result<Self, Error> {
+        let Ground { disk, config, shelf, transport } = ground;
+        let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf, transport).await?;
         let clock = Arc::new(Clock::default());
         let proposer = Arc::new(consensus.proposer(Arc::clone(&clock), identity.name.clone()));
         let keys = KeyRing::new(Arc::clone(&disk), &config, identity.clone(), keys);
@@ -151,6 +172,7 @@ impl Node {
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
         let (pings, ping_queue) = mpsc::channel(1);
+        let begun = AtomicBool::new(identity.begun || !identity.joined);
         let inner = Arc::new(Inner {
             free_bytes: AtomicU64::new(u64::MAX),
             stopping: watch::Sender::new(false),
@@ -167,11 +189,12 @@ impl Node {
             writes,
             reads,
             pings,
+            begun,
             rotating: tokio::sync::Mutex::new(()),
         });
         inner.begin().await?;
         inner.look_at_space();
-        inner.notary.check_promise()?;
+        inner.notary.check_promise(inner.consensus.is_alone().await?)?;
         inner.notary.keys().settle(&inner.ledger)?;
         inner.checkpoint_round().await?;
         inner.spawn_tasks(write_queue, read_queue, ping_queue);
@@ -214,13 +237,16 @@ impl Node {
 
     /// Queues a write for the batcher and waits for its outcome.
     async fn submit(&self, write: Write, accepts_clock: bool) -> Result<Outcome, Error> {
+        if write.operations.iter().any(|operation| matches!(operation, Operation::Put { blob: true, .. })) {
+            self.inner.no_peers("a blob is not copied to peers yet, so no value can name one")?;
+        }
         let named = write.operations.iter().filter_map(|operation| operation.blob().transpose());
         // Held until the outcome is known: what a write names must not be collected under it.
         let pins = self.inner.ledger.blobs.pin(named.collect::<Result<Vec<_>, _>>()?.into_iter())?;
         let write = WriteCommand::prepare(write, |cid| pins.size(cid), rt::fill_random)?;
         self.room()?;
         let (reply, answer) = oneshot::channel();
-        self.inner.writes.try_send(Job { write, reply, accepts_clock }).map_err(|e| match e {
+        self.inner.writes.try_send(Job { write, reply, accepts_clock, forwarded: false }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the node is stopping".into()),
         })?;
@@ -407,6 +433,7 @@ impl Node {
             leader: consensus.leader,
             term: consensus.term,
             voters: consensus.voters,
+            raft_restarts: consensus.restarts,
             raft_index: consensus.last_index,
             applied_index: consensus.applied_index,
             waiting_writes: inner.writes.max_capacity() - inner.writes.capacity(),
@@ -445,7 +472,8 @@ impl Node {
 impl Inner {
     /// First entry of a new log: its keys and its policy, so that later changes of them form a chain of receipts.
     async fn begin(&self) -> Result<(), Error> {
-        if self.identity.begun {
+        // A node that joins has begun once it has something of the cluster's: `note_begun`.
+        if self.identity.begun || self.identity.joined {
             return Ok(());
         }
         let LogInfo { vkey, cosigners, policy, .. } = self.notary.keys().log_info();
@@ -469,6 +497,7 @@ impl Inner {
         let tasks = vec![
             rt::spawn(batcher(Arc::clone(&self.proposer), writes, pings, stopping.clone())),
             rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
+            rt::spawn(until(stopping.clone(), self.consensus.election_driver())),
             rt::spawn(until(stopping.clone(), tasks::checkpoints(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
@@ -486,9 +515,9 @@ impl Inner {
         }
     }
 
-    /// Makes what is applied durable and lets the raft log go up to there. `all`: with the pages of the state map; `seal`
-    /// closes the raft log's segment too.
-    async fn make_durable(&self, all: bool, seal: bool) -> Result<(), Error> {
+    /// Makes what is applied durable and lets the raft log go up to there; says whether it went. `all`: with the pages of
+    /// the state map; `seal` closes the raft log's segment too.
+    async fn make_durable(&self, all: bool, seal: bool) -> Result<bool, Error> {
         let ledger = Arc::clone(&self.ledger);
         let synced = rt::blocking(move || {
             let _span = trace::span("store: make durable");

@@ -1,9 +1,10 @@
 //! Consensus: openraft over the raft log, the ledger as its state machine. Only this file and those below it import
 //! openraft (and [`crate::rt`], which implements its runtime).
 //!
-//! What openraft 0.9.25 needs to be held by the hand with, each seen in a simulation: a leader does not resume after a
-//! restart (`log`), a purge becomes durable only after the state that it relies on ([`Consensus::release`]), writes are
-//! batched above it and reads confirmed together (`propose`), and its core is watched ([`Consensus::core_ended`]).
+//! What openraft 0.9.25 needs to be held by the hand with, each seen in a simulation (`docs/design/cluster.md`): a leader
+//! does not resume after a restart (`log`), a purge becomes durable only after the state that it relies on
+//! ([`Consensus::release`]), writes are batched above it and reads confirmed together (`propose`), elections are begun
+//! from outside, after a pre-vote (`elect`), and a core that ends is started again (`core`).
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::{Raft, ServerState, SnapshotPolicy};
+use openraft::{ServerState, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
@@ -22,17 +23,29 @@ use crate::error::Error;
 use crate::ledger::{HeadRow, Ledger};
 use crate::rt;
 use crate::snapshot;
+use crate::transport::Transport;
 use crate::view::{Part, RaftLogStatus};
 use crate::wal;
 
+mod answer;
+mod core;
+mod elect;
+mod forward;
 mod log;
+mod members;
+mod message;
 mod peers;
 mod propose;
 mod state;
 
+use answer::Responder;
+use core::Core;
+use elect::Heard;
+pub(crate) use forward::Desk;
 use log::RaftLog;
+use peers::Link;
 pub(crate) use propose::{Job, Ping, Proposer, ReadJob, batcher};
-use state::{Durable, StateMachine};
+use state::Durable;
 
 openraft::declare_raft_types!(
     /// The ledger's Raft.
@@ -78,12 +91,24 @@ const ELECTION_MAX_MS: u64 = 500;
 const POLL: Duration = Duration::from_millis(2);
 /// How long a purge may take to reach the raft log.
 const PURGE_WAIT: Duration = Duration::from_secs(10);
+/// The same when there are peers: what is on its way to one of them is not purged, and the next round tries again.
+const PURGE_WAIT_PEERS: Duration = Duration::from_millis(500);
+
+/// Who a node is to the consensus.
+pub(crate) struct Own {
+    /// Id in the cluster.
+    pub node: u64,
+    /// Whether its raft log was ever written to.
+    pub begun: bool,
+    /// Whether it joins a cluster that others began: its raft log comes from them.
+    pub joined: bool,
+}
 
 /// This node's part in the consensus.
 pub(crate) struct Consensus {
-    raft: Raft<TypeConfig>,
-    log: RaftLog,
+    core: Core,
     durable: Durable,
+    responder: Responder,
 }
 
 /// How the consensus is.
@@ -92,23 +117,24 @@ pub(crate) struct ConsensusStatus {
     pub leader: Option<u64>,
     pub term: u64,
     pub voters: usize,
+    pub restarts: u64,
     pub last_index: u64,
     pub applied_index: u64,
     pub log: RaftLogStatus,
 }
 
 impl Consensus {
-    /// Opens the raft log, checks it against the ledger, makes what is applied durable, and leads (a cluster of one needs
-    /// nobody's vote). `begun`: whether the log was ever written to.
+    /// Opens the raft log, checks it against the ledger, and makes what is applied durable. A node that is alone then leads
+    /// (it needs nobody's vote) and has applied all of its raft log; with peers, both come later.
     pub(crate) async fn start(
         disk: &Arc<dyn Disk>,
         directory: &Path,
-        node: u64,
+        own: &Own,
         ledger: Arc<Ledger>,
-        begun: bool,
+        transport: Arc<dyn Transport>,
     ) -> Result<Self, Error> {
-        let log = RaftLog::open(Arc::clone(disk), directory, node, &wal::Config::default())?;
-        check_log(&log, &ledger, begun)?;
+        let log = RaftLog::open(Arc::clone(disk), directory, own.node, &wal::Config::default())?;
+        check_log(&log, &ledger, own.begun)?;
         restore_salts(&log, &ledger).await?;
         let durable = Durable::new(Arc::clone(&ledger));
         let syncing = Arc::clone(&ledger);
@@ -117,20 +143,34 @@ impl Consensus {
         if let Some(applied) = durable.advance(&head)? {
             log.release(applied, false).await?;
         }
-        let machine = StateMachine::new(ledger, durable.clone(), log.clone())?;
-        let raft = Raft::new(node, Arc::new(config()?), peers::NoPeers, log.clone(), machine)
-            .await
-            .map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
-        if log.last_log_id().is_none() {
-            let members = BTreeSet::from([node]);
-            raft.initialize(members).await.map_err(|e| Error::Unavailable(format!("beginning the log: {e}")))?;
-        }
-        let consensus = Self { raft, log, durable };
-        if let Err(error) = consensus.lead().await {
+        let core = Core::start(own.node, Link(transport), log, durable.clone()).await?;
+        let responder = Responder { core: core.clone(), heard: Heard::new(), receiving: Arc::default() };
+        let consensus = Self { core, durable, responder };
+        if let Err(error) = consensus.begin(own).await {
             consensus.stop().await;
             return Err(error);
         }
         Ok(consensus)
+    }
+
+    async fn begin(&self, own: &Own) -> Result<(), Error> {
+        let raft = self.core.raft()?;
+        if self.core.log().last_log_id().is_none() && !own.joined {
+            let members = BTreeSet::from([own.node]);
+            raft.initialize(members).await.map_err(|e| Error::Unavailable(format!("beginning the log: {e}")))?;
+        }
+        if self.is_alone().await? { self.lead().await } else { Ok(()) }
+    }
+
+    /// Whether this node is the only voter.
+    pub(crate) async fn is_alone(&self) -> Result<bool, Error> {
+        let node = self.core.node();
+        let raft = self.core.raft()?;
+        let alone = raft.with_raft_state(move |state| {
+            let voters: BTreeSet<u64> = state.membership_state.effective().membership().voter_ids().collect();
+            voters == BTreeSet::from([node])
+        });
+        alone.await.map_err(|e| Error::Unavailable(format!("the Raft core has stopped: {e}")))
     }
 
     fn ledger(&self) -> &Arc<Ledger> {
@@ -139,7 +179,8 @@ impl Consensus {
 
     /// Elects this node and waits until it has applied all that its raft log holds.
     async fn lead(&self) -> Result<(), Error> {
-        let metrics = self.raft.metrics();
+        let raft = self.core.raft()?;
+        let metrics = raft.metrics();
         let mut elect_at = rt::instant();
         loop {
             let (state, leader, applied, last) = {
@@ -155,7 +196,7 @@ impl Consensus {
             }
             if state != ServerState::Leader && rt::instant() >= elect_at {
                 elect_at = rt::instant() + Duration::from_millis(ELECTION_MAX_MS);
-                let elected = self.raft.trigger().elect().await;
+                let elected = raft.trigger().elect().await;
                 elected.map_err(|e| Error::Unavailable(format!("the Raft core has stopped: {e}")))?;
             }
             rt::sleep(POLL).await;
@@ -164,7 +205,24 @@ impl Consensus {
 
     /// What proposes for this node. `author` is that of what the node itself writes.
     pub(crate) fn proposer(&self, clock: Arc<Clock>, author: String) -> Proposer {
-        Proposer { raft: self.raft.clone(), ledger: Arc::clone(self.ledger()), clock, author }
+        Proposer::new(self.core.clone(), clock, author)
+    }
+
+    /// The task that stands for election when no leader is heard.
+    pub(crate) fn election_driver(&self) -> impl Future<Output = ()> + Send + 'static {
+        elect::driver(self.core.clone(), self.responder.heard.clone())
+    }
+
+    /// Answers a message of a peer; `desk` does what concerns clients.
+    pub(crate) async fn answer(&self, message: &Bytes, desk: &Desk) -> Bytes {
+        let answer = match message::decode(message) {
+            Err(error) => message::Answer::Refused(message::Refused::Unavailable(error.to_string())),
+            Ok(request) => match self.responder.answer(request).await {
+                Ok(answer) => answer,
+                Err(request) => desk.answer(&self.core, request).await,
+            },
+        };
+        message::encode(&answer)
     }
 
     /// Asks Raft core, apply and the raft log's thread, in this order, for a sign of life; returns when all have given
@@ -173,7 +231,7 @@ impl Consensus {
     /// # Errors
     /// When a part has ended; what it was doing stands in the journal.
     pub(crate) async fn pulse(&self, asks: impl Fn(Part)) -> Result<(), Error> {
-        let committed = self.raft.with_raft_state(|state| state.committed.map(|id| id.index)).await;
+        let committed = self.core.raft()?.with_raft_state(|state| state.committed.map(|id| id.index)).await;
         let committed = committed.map_err(|e| Error::Unavailable(format!("the Raft core has stopped: {e}")))?;
         asks(Part::Apply);
         // What is committed is applied soon, whoever else is gone.
@@ -181,7 +239,7 @@ impl Consensus {
             applied.await.map_err(|_| Error::Unavailable("apply has stopped".into()))?;
         }
         asks(Part::RaftLog);
-        self.log.ping().await
+        self.core.log().ping().await
     }
 
     /// The task that answers linearizable reads.
@@ -190,56 +248,59 @@ impl Consensus {
         queue: mpsc::Receiver<ReadJob>,
         stopping: watch::Receiver<bool>,
     ) -> impl Future<Output = ()> + Send + 'static {
-        propose::read_barrier(self.raft.clone(), Arc::clone(self.ledger()), queue, stopping)
+        propose::read_barrier(self.core.clone(), queue, stopping)
     }
 
     /// Proposes one command and waits until it is applied here.
     pub(crate) async fn propose(&self, command: &Command) -> Result<Arc<[Outcome]>, Error> {
-        propose::propose_command(&self.raft, command).await
+        propose::propose_command(&self.core, command).await.map_err(Error::from)
     }
 
-    /// Lets the raft log go up to a head that is durable. With `seal` the segment in use is closed, so that every byte up
-    /// to there is deleted.
-    pub(crate) async fn release(&self, head: &HeadRow, seal: bool) -> Result<(), Error> {
-        let Some(applied) = self.durable.advance(head)? else { return Ok(()) };
-        let stopped = |e: openraft::error::Fatal<u64>| Error::Unavailable(format!("the Raft core has stopped: {e}"));
-        self.raft.trigger().snapshot().await.map_err(stopped)?;
-        let deadline = rt::instant() + PURGE_WAIT;
-        while self.log.purged() < Some(applied) {
+    /// Lets the raft log go up to a head that is durable; says whether it went. With `seal` the segment in use is closed,
+    /// so that every byte up to there is deleted.
+    pub(crate) async fn release(&self, head: &HeadRow, seal: bool) -> Result<bool, Error> {
+        let Some(applied) = self.durable.advance(head)? else { return Ok(true) };
+        let Ok(raft) = self.core.raft() else { return Ok(false) };
+        let log = self.core.log();
+        let wait = if self.is_alone().await.unwrap_or(false) { PURGE_WAIT } else { PURGE_WAIT_PEERS };
+        let deadline = rt::instant() + wait;
+        let mut asked = raft.trigger().snapshot().await;
+        while log.purged() < Some(applied) {
+            if asked.is_err() {
+                // The core has ended, which whoever watches it hears of.
+                return Ok(false);
+            }
             if rt::instant() > deadline {
                 // The next round tries again; nothing is lost by keeping more.
                 tracing::warn!(raft_index = applied.index, "the raft log was not purged in time");
-                return Ok(());
+                return Ok(false);
             }
-            self.raft.trigger().purge_log(applied.index).await.map_err(stopped)?;
+            asked = raft.trigger().purge_log(applied.index).await;
             rt::sleep(POLL).await;
         }
-        self.log.release(applied, seal).await
+        log.release(applied, seal).await?;
+        Ok(true)
     }
 
-    /// Resolves when the Raft core has ended by itself, with the reason.
-    pub(crate) async fn core_ended(&self) -> Error {
-        let mut metrics = self.raft.metrics();
-        loop {
-            let running = metrics.borrow_and_update().running_state.clone();
-            if let Err(fatal) = running {
-                return Error::Unavailable(format!("the Raft core has stopped: {fatal}"));
-            }
-            if metrics.changed().await.is_err() {
-                return Error::Unavailable("the Raft core has stopped".into());
-            }
-        }
+    /// Resolves when the Raft core has ended and cannot be started again, with the reason.
+    pub(crate) fn core_ended(&self) -> impl Future<Output = Error> + Send + 'static {
+        let core = self.core.clone();
+        async move { core.supervise().await }
     }
 
     /// Stops the core. Writes in flight are answered before.
     pub(crate) async fn stop(&self) {
-        if let Err(error) = self.raft.shutdown().await {
-            tracing::error!(%error, "the Raft core did not stop cleanly");
-        }
+        self.core.stop().await;
     }
 
     pub(crate) fn status(&self) -> ConsensusStatus {
-        let metrics = self.raft.metrics();
+        let (log, restarts) = (self.log_status(), self.core.restarts());
+        let Ok(raft) = self.core.raft() else {
+            let applied_index = self.ledger().chain().head.raft_index;
+            let role = "stopped";
+            return ConsensusStatus { role, leader: None, term: 0, voters: 0, restarts, last_index: 0, applied_index, log };
+        };
+        let metrics = raft.metrics();
         let m = metrics.borrow();
         let role = match m.state {
             ServerState::Leader => "leader",
@@ -253,16 +314,17 @@ impl Consensus {
             leader: m.current_leader,
             term: m.current_term,
             voters: m.membership_config.membership().voter_ids().count(),
+            restarts,
             last_index: m.last_log_index.unwrap_or(0),
             applied_index: m.last_applied.map_or(0, |id| id.index),
-            log: self.log_status(),
+            log,
         }
     }
 }
 
 impl Consensus {
     fn log_status(&self) -> RaftLogStatus {
-        let stats = self.log.stats();
+        let stats = self.core.log().stats();
         RaftLogStatus {
             frames: stats.frames,
             bytes: stats.bytes,

@@ -14,6 +14,8 @@ use rand::RngCore;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+pub mod sim;
+
 /// What a simulation replaces.
 pub struct World {
     rng: StdRng,
@@ -58,7 +60,8 @@ pub fn now_ms() -> u64 {
     if let Some(w) = world() {
         let w = w.borrow();
         let elapsed = tokio::time::Instant::now().duration_since(w.origin);
-        return w.origin_ms + u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = w.origin_ms + u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        return now_ms.saturating_add_signed(sim::wall_offset_ms());
     }
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -102,17 +105,20 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    tokio::spawn(future)
+    match sim::current() {
+        None => tokio::spawn(future),
+        Some(machine) => machine.spawn(future),
+    }
 }
 
 /// Sleeps.
 pub fn sleep(duration: Duration) -> tokio::time::Sleep {
-    tokio::time::sleep(duration)
+    tokio::time::sleep(sim::scaled(duration))
 }
 
 /// Sleeps until an instant.
 pub fn sleep_until(deadline: tokio::time::Instant) -> tokio::time::Sleep {
-    tokio::time::sleep_until(deadline)
+    tokio::time::sleep_until(sim::scaled_until(deadline))
 }
 
 /// Ends a future that takes longer than `duration`.
@@ -120,7 +126,15 @@ pub fn sleep_until(deadline: tokio::time::Instant) -> tokio::time::Sleep {
 /// # Errors
 /// `Elapsed` when it does.
 pub fn timeout<F: Future>(duration: Duration, future: F) -> tokio::time::Timeout<F> {
-    tokio::time::timeout(duration, future)
+    tokio::time::timeout(sim::scaled(duration), future)
+}
+
+/// How long a simulated fsync takes.
+pub(crate) fn fsync_latency() -> Duration {
+    let mut drawn = [0; 8];
+    fill_random(&mut drawn);
+    let range = sim::fsync_us();
+    Duration::from_micros(range.start + u64::from_le_bytes(drawn) % (range.end - range.start))
 }
 
 /// Runs blocking work (an fsync, a rebuild) off the runtime's thread; inline in a simulation.
@@ -129,7 +143,7 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    if is_simulated() { tokio::spawn(async move { work() }).await } else { tokio::task::spawn_blocking(work).await }
+    if is_simulated() { spawn(async move { work() }).await } else { tokio::task::spawn_blocking(work).await }
 }
 
 /// Runs blocking work that nobody waits for off the caller's thread; inline in a simulation, and outside of a runtime.
@@ -197,15 +211,15 @@ impl AsyncRuntime for Runtime {
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        Tokio::sleep_until(deadline)
+        sleep_until(deadline)
     }
 
     fn timeout<R, F: Future<Output = R> + Send>(duration: Duration, future: F) -> Self::Timeout<R, F> {
-        Tokio::timeout(duration, future)
+        timeout(duration, future)
     }
 
     fn timeout_at<R, F: Future<Output = R> + Send>(deadline: Self::Instant, future: F) -> Self::Timeout<R, F> {
-        Tokio::timeout_at(deadline, future)
+        tokio::time::timeout_at(sim::scaled_until(deadline), future)
     }
 
     fn is_panic(error: &Self::JoinError) -> bool {

@@ -8,7 +8,7 @@
 //! the next start. Salts are in the file in the clear: it goes when it was installed, at each start, and after an erase.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -118,6 +118,8 @@ fn split_item(item: &[u8]) -> Option<(Frame, &[u8])> {
 pub(crate) struct Staging {
     disk: Arc<dyn Disk>,
     data: PathBuf,
+    /// Counts how often what was staged went away. Held while the file is made, installed or removed.
+    gone: Mutex<u64>,
 }
 
 /// That the staged file is to be installed: the place in the raft log at its end.
@@ -129,7 +131,7 @@ struct Install {
 
 impl Staging {
     pub(crate) fn new(disk: &Arc<dyn Disk>, data: &std::path::Path) -> Self {
-        Self { disk: Arc::clone(disk), data: data.to_owned() }
+        Self { disk: Arc::clone(disk), data: data.to_owned(), gone: Mutex::new(0) }
     }
 
     fn part(&self) -> PathBuf {
@@ -149,12 +151,21 @@ impl Staging {
         note.map(decode).transpose()
     }
 
-    /// Removes what was staged and not installed.
+    /// Removes what was staged and not installed; who is receiving must begin again. Waits for an installation.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn discard(&self) -> Result<(), Error> {
+        self.discard_under(&mut self.gone())
+    }
+
+    fn discard_under(&self, gone: &mut u64) -> Result<(), Error> {
+        *gone += 1;
         self.remove(&self.part())
+    }
+
+    fn gone(&self) -> MutexGuard<'_, u64> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remove(&self, path: &std::path::Path) -> Result<(), Error> {
@@ -175,6 +186,8 @@ pub(crate) struct Receiver {
 
 struct Stage {
     writer: FileWriter,
+    /// What [`Staging::gone`] was when it was begun.
+    gone: u64,
     /// How far the ledger will be with what is staged.
     end: Mark,
 }
@@ -203,7 +216,13 @@ impl Receiver {
     pub(crate) async fn push_chunk(&mut self, chunk: Bytes) -> Result<(), Error> {
         let given_up = || Error::Unavailable("receiving a snapshot was given up: begin again".into());
         let mut stage = self.stage.take().ok_or_else(given_up)?;
-        let pushed = rt::blocking(move || stage.push(&chunk).map(|()| stage)).await;
+        let ledger = Arc::clone(&self.ledger);
+        let pushed = rt::blocking(move || {
+            let gone = ledger.staging.gone();
+            stage.check(*gone)?;
+            stage.push(&chunk).map(|()| stage)
+        });
+        let pushed = pushed.await;
         self.stage = Some(pushed.map_err(|_| given_up())??);
         Ok(())
     }
@@ -218,12 +237,14 @@ impl Receiver {
         let stage = self.stage.take().ok_or_else(given_up)?;
         let ledger = self.ledger;
         let installed = rt::blocking(move || {
-            stage.writer.sync()?;
             let staging = &ledger.staging;
+            let mut gone = staging.gone();
+            stage.check(*gone)?;
+            stage.writer.sync()?;
             let note = Install { raft_index, place };
             // postcard cannot fail on this type: every sequence has a known length.
             durable::replace(staging.disk.as_ref(), &staging.note(), &postcard::to_stdvec(&note).unwrap_or_default())?;
-            ledger.install()
+            ledger.install_under(&mut gone)
         });
         installed.await.map_err(|_| given_up())?
     }
@@ -232,13 +253,22 @@ impl Receiver {
 impl Stage {
     fn open(ledger: &Ledger) -> Result<Self, Error> {
         let staging = &ledger.staging;
+        let gone = staging.gone();
         let head = Mark::of(&ledger.chain().head);
         if let Some((reader, end)) = Self::resume(staging, &head)? {
-            return Ok(Self { writer: FileWriter::after(reader)?, end });
+            return Ok(Self { writer: FileWriter::after(reader)?, gone: *gone, end });
         }
         let mut writer = FileWriter::create(staging.disk.as_ref(), staging.part(), 0)?;
         writer.append(0, |bytes| head.encode(bytes))?;
-        Ok(Self { writer, end: head })
+        Ok(Self { writer, gone: *gone, end: head })
+    }
+
+    /// Refuses to go on with a file that is gone.
+    fn check(&self, gone: u64) -> Result<(), Error> {
+        if self.gone == gone {
+            return Ok(());
+        }
+        Err(Error::Unavailable("what was received of the snapshot was removed meanwhile: begin again".into()))
     }
 
     /// What is staged already, if the ledger has what comes before it.
@@ -298,6 +328,10 @@ impl Ledger {
     /// # Errors
     /// [`Error::DamagedStore`] when a frame does not give the block that it states, [`Error::Corrupt`], [`Error::Io`].
     pub(crate) fn install(&self) -> Result<HeadRow, Error> {
+        self.install_under(&mut self.staging.gone())
+    }
+
+    fn install_under(&self, gone: &mut u64) -> Result<HeadRow, Error> {
         let staging = &self.staging;
         if let Some(Install { raft_index, place }) = staging.pending()? {
             self.put_back_staged()?;
@@ -318,7 +352,7 @@ impl Ledger {
             self.sync(true)?;
             staging.remove(&staging.note())?;
         }
-        staging.discard()?;
+        staging.discard_under(gone)?;
         self.count_blobs()?;
         Ok(self.chain().head.clone())
     }

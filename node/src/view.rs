@@ -276,6 +276,8 @@ pub struct Status {
     pub term: u64,
     /// Voters of the cluster.
     pub voters: usize,
+    /// How often the Raft core ended by itself and was started again, since the start.
+    pub raft_restarts: u64,
     /// Index of the last entry in the raft log.
     pub raft_index: u64,
     /// Index of the last raft entry that was applied here.
@@ -386,4 +388,15 @@ pub struct ApplyStages {
     pub archive_ns: u64,
     /// Rows.
     pub rows_ns: u64,
+}
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub node: u64,
+    /// Where its peers reach it; empty for a node that never had any.
+    pub address: String,
+    /// Whether it votes; if not, it is a learner.
+    pub voter: bool,
 }

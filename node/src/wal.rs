@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::disk::Disk;
 use crate::error::Error;
@@ -42,7 +43,7 @@ const HOW_TO_REPAIR: &str =
 const SEGMENT_BYTES: std::ops::RangeInclusive<u64> = 8 << 10..=1 << 30;
 
 /// Name of an entry: who proposed it and where it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct EntryId {
     /// Term of the leader that proposed it.
     pub(crate) term: u64,
@@ -53,7 +54,7 @@ pub(crate) struct EntryId {
 }
 
 /// For whom this node voted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Vote {
     /// The term.
     pub(crate) term: u64,
@@ -77,7 +78,8 @@ pub(crate) struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { segment_bytes: 16 << 20, cache_bytes_max: 4 << 20 }
+        // Simulated disks hold them in memory, several times.
+        Self { segment_bytes: if cfg!(test) { 4 << 20 } else { 16 << 20 }, cache_bytes_max: 4 << 20 }
     }
 }
 

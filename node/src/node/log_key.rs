@@ -44,6 +44,7 @@ impl Node {
 
     async fn rotate(&self, author: &str) -> Result<(Committed, LogInfo), Error> {
         let _turn = self.inner.rotating.lock().await;
+        self.inner.no_peers("a new log key is not handed to peers yet, so it cannot be rotated")?;
         self.room()?;
         match self.inner.change_log_key(author).await? {
             Outcome::Committed(committed) => {
@@ -59,6 +60,9 @@ impl Node {
 impl Inner {
     /// One checkpoint, if there is a new block: signed, the log key exchanged if it is being rotated, published.
     pub(super) async fn checkpoint_round(&self) -> Result<(), Error> {
+        if !self.with_notary(Notary::keeps_promise).await.inspect_err(|error| self.fail(error.clone()))? {
+            return Ok(());
+        }
         let Some((signed, hands_over)) = self.with_notary(Notary::sign_newest).await? else { return Ok(()) };
         if let Some(index) = hands_over
             && let Err(error) = self.hand_over(index, &signed.text).await

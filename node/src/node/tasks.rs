@@ -12,9 +12,10 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
-use crate::raft::Consensus;
+use crate::raft::{Consensus, Own};
 use crate::rt;
 use crate::store::Shelf;
+use crate::transport::Transport;
 
 /// Least time between two checkpoints; a receipt that waits is delayed by no more.
 const ROUND_INTERVAL: Duration = Duration::from_millis(50);
@@ -43,7 +44,9 @@ pub(super) async fn open_ledger(
     config: &Config,
     identity: &Identity,
     shelf: Shelf,
+    transport: Arc<dyn Transport>,
 ) -> Result<(Arc<Ledger>, Consensus), Error> {
+    let own = Own { node: identity.node, begun: identity.begun, joined: identity.joined };
     let shelf = Arc::new(shelf);
     let mut again = true;
     loop {
@@ -51,7 +54,7 @@ pub(super) async fn open_ledger(
         let opened = rt::blocking(move || Ledger::open(&opening, &directory, &shelf)).await;
         let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
         let log = config.data.join("raft");
-        match Consensus::start(disk, &log, identity.node, Arc::clone(&ledger), identity.begun).await {
+        match Consensus::start(disk, &log, &own, Arc::clone(&ledger), Arc::clone(&transport)).await {
             Err(error @ Error::DamagedStore(_)) if again => {
                 ledger.suspicion.note_if_damaged(&error);
                 let_go(&ledger, 1).await;
@@ -128,7 +131,16 @@ pub(super) async fn maintain(node: Arc<Inner>) {
         if !(erased || due || full) {
             continue;
         }
-        if let Err(error) = node.make_durable(false, erased).await {
+        match node.make_durable(false, erased).await {
+            // The raft log still holds the erased value.
+            Ok(false) if erased => node.ledger.erased.store(true, Relaxed),
+            Ok(_) => {}
+            Err(error) => {
+                node.fail(error);
+                return;
+            }
+        }
+        if let Err(error) = node.note_begun() {
             node.fail(error);
             return;
         }

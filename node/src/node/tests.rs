@@ -78,7 +78,8 @@ impl Machine {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let config = Config { reserve_bytes: 0, unnamed_blob_age: UNNAMED_BLOB_AGE, ..Self::config() };
         let (identity, keys) = Identity::load(config.place(disk.as_ref()))?;
-        Node::start_on(disk, config, identity, keys, Shelf::Memory(Arc::clone(&self.rows))).await
+        let shelf = Shelf::Memory(Arc::clone(&self.rows));
+        Node::start_on(Ground { disk, config, shelf, transport: Arc::new(Alone) }, identity, keys).await
     }
 
     fn lose(&self, loss: Loss) {
@@ -446,4 +447,5 @@ fn random_lives_lose_nothing_and_repeat_from_their_seed() {
 
 mod blobs;
 mod clock;
+mod cluster;
 mod log_key;

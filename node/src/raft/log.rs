@@ -12,6 +12,7 @@ use std::fmt::Debug;
 use std::ops::{Bound, Range, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::storage::{LogFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -23,7 +24,9 @@ use openraft::{
 use super::{Proposal, TypeConfig};
 use crate::disk::Disk;
 use crate::error::Error;
-use crate::wal::{self, EntryId, Wal};
+use crate::wal::{self, Wal};
+
+pub(super) use crate::wal::{EntryId, Vote};
 
 /// Most bytes of payload that one read for replication returns, at least one entry.
 const REPLICATION_BYTES_MAX: usize = 4 << 20;
@@ -38,6 +41,8 @@ const MEMBERSHIP: u8 = 2;
 pub(crate) struct RaftLog {
     wal: Wal,
     node_id: u64,
+    /// How often entries were taken back since the start.
+    truncations: Arc<AtomicU64>,
 }
 
 impl RaftLog {
@@ -54,7 +59,7 @@ impl RaftLog {
         node_id: u64,
         config: &wal::Config,
     ) -> Result<Self, Error> {
-        Ok(Self { wal: Wal::open(disk, directory, config)?, node_id })
+        Ok(Self { wal: Wal::open(disk, directory, config)?, node_id, truncations: Arc::default() })
     }
 
     /// Id of the newest entry, or the purge mark when there is none.
@@ -65,6 +70,11 @@ impl RaftLog {
     /// The purge mark.
     pub(crate) fn purged(&self) -> Option<LogId<u64>> {
         self.wal.purged().map(log_id)
+    }
+
+    /// How often entries that another leader contradicted were taken back since the start.
+    pub(super) fn truncations(&self) -> u64 {
+        self.truncations.load(Relaxed)
     }
 
     /// Says that state is durable up to `upto`, so that what was purged up to there can go; returns when it has. With
@@ -124,15 +134,15 @@ fn failure(verb: ErrorVerb, error: &Error) -> Failure {
     StorageIOError::new(ErrorSubject::Logs, verb, AnyError::new(error)).into()
 }
 
-fn entry_id(id: &LogId<u64>) -> EntryId {
+pub(super) fn entry_id(id: &LogId<u64>) -> EntryId {
     EntryId { term: id.leader_id.term, node: id.leader_id.node_id, index: id.index }
 }
 
-fn log_id(id: EntryId) -> LogId<u64> {
+pub(super) fn log_id(id: EntryId) -> LogId<u64> {
     LogId::new(CommittedLeaderId::new(id.term, id.node), id.index)
 }
 
-fn encode(payload: &EntryPayload<TypeConfig>) -> Result<Bytes, Error> {
+pub(super) fn encode(payload: &EntryPayload<TypeConfig>) -> Result<Bytes, Error> {
     let (kind, body) = match payload {
         EntryPayload::Blank => (BLANK, Bytes::new()),
         EntryPayload::Normal(Proposal(bytes)) => (NORMAL, bytes.clone()),
@@ -148,7 +158,7 @@ fn encode(payload: &EntryPayload<TypeConfig>) -> Result<Bytes, Error> {
     Ok(bytes.freeze())
 }
 
-fn decode(bytes: &Bytes) -> Result<EntryPayload<TypeConfig>, Error> {
+pub(super) fn decode(bytes: &Bytes) -> Result<EntryPayload<TypeConfig>, Error> {
     let unknown =
         || Error::Corrupt("an entry of the raft log is of no version or kind known here: update this node".into());
     let [VERSION, kind, ..] = bytes[..] else { return Err(unknown()) };
@@ -242,6 +252,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     }
 
     async fn truncate(&mut self, log_id: LogId<u64>) -> Result<(), Failure> {
+        self.truncations.fetch_add(1, Relaxed);
         self.wal.truncate(log_id.index).map_err(|e| failure(ErrorVerb::Delete, &e))
     }
 

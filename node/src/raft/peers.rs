@@ -1,6 +1,11 @@
-//! openraft's network. A cluster of one has no peers; a call to one is an error that openraft retries.
+//! openraft's network over the [`Transport`].
+//!
+//! Every failure is told as a network error: openraft's answer to an unreachable peer is a wait that wakes in an order of
+//! its own, and that a simulation cannot repeat. Instead a failed call waits here before it is tried again.
 
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::error::{Fatal, NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError};
 use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
@@ -10,30 +15,114 @@ use openraft::raft::{
 };
 use openraft::{BasicNode, OptionalSend, Snapshot, Vote};
 
-use super::TypeConfig;
+use super::message::{self, Answer, Refused, Request};
+use super::{SnapshotStream, TypeConfig};
+use crate::archive::Mark;
+use crate::error::Error;
+use crate::rt;
+use crate::transport::{Lost, Peer, Transport};
 
-/// No peers.
-pub(crate) struct NoPeers;
+/// Pause after a call that failed, so that a peer that is down is not called without end.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How long a vote may take, with the fsync of the peer.
+const VOTE_WAIT: Duration = Duration::from_millis(400);
+/// How long the answer to a chunk of a snapshot may take.
+const CHUNK_WAIT: Duration = Duration::from_secs(3);
+/// How long a peer may take to install a snapshot before it is asked again how far it is.
+const INSTALL_WAIT: Duration = Duration::from_secs(20);
+/// Pause after a snapshot that was not taken.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(200);
 
-impl RaftNetworkFactory<TypeConfig> for NoPeers {
-    type Network = Self;
+/// The way to the peers. Clones are cheap.
+#[derive(Clone)]
+pub(crate) struct Link(pub(crate) Arc<dyn Transport>);
 
-    async fn new_client(&mut self, _target: u64, _node: &BasicNode) -> Self {
-        Self
+impl Link {
+    /// Asks a peer, and waits for the answer no longer than `within`.
+    pub(super) async fn ask(&self, to: &Peer, request: &Request, within: Duration) -> Result<Answer, Lost> {
+        let call = self.0.call(to, message::encode(request));
+        let answer = rt::timeout(within, call).await;
+        let answer = answer.map_err(|_| Lost::NoAnswer(format!("nothing came within {} ms", within.as_millis())))??;
+        message::decode(&answer).map_err(|e| Lost::NoAnswer(e.to_string()))
     }
 }
 
-fn unreachable() -> NetworkError {
-    NetworkError::new(&io::Error::new(io::ErrorKind::HostUnreachable, "this cluster has one node"))
+pub(super) fn peer(node: u64, known: &BasicNode) -> Peer {
+    Peer { node, address: known.addr.clone() }
 }
 
-impl RaftNetwork<TypeConfig> for NoPeers {
+impl RaftNetworkFactory<TypeConfig> for Link {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Connection {
+        Connection { peer: peer(target, node), link: self.clone() }
+    }
+}
+
+/// The way to one peer.
+pub(crate) struct Connection {
+    peer: Peer,
+    link: Link,
+}
+
+fn failed(what: &dyn std::fmt::Display) -> NetworkError {
+    NetworkError::new(&io::Error::other(what.to_string()))
+}
+
+/// What a peer said that did not answer the question.
+fn unexpected(answer: &Answer) -> String {
+    match answer {
+        Answer::Refused(Refused::NotLeader(_)) => "the peer does not lead".into(),
+        Answer::Refused(Refused::Unavailable(why)) => why.clone(),
+        _ => "the peer answered another question".into(),
+    }
+}
+
+impl Connection {
+    async fn ask<T>(
+        &self,
+        request: &Request,
+        within: Duration,
+        read: impl FnOnce(Answer) -> Option<T>,
+    ) -> Result<T, NetworkError> {
+        let asked = self.link.ask(&self.peer, request, within).await.map_err(|e| failed(&e))?;
+        let what = unexpected(&asked);
+        read(asked).ok_or_else(|| failed(&what))
+    }
+
+    /// Sends a snapshot from where the peer is; returns the vote that the peer then has.
+    async fn send_snapshot(&self, vote: &Vote<u64>, snapshot: Snapshot<TypeConfig>) -> Result<Vote<u64>, Error> {
+        let lost = |e: NetworkError| Error::Unavailable(e.to_string());
+        let install = Request::install(vote, &snapshot.meta)?;
+        let vote = message::vote_of(vote);
+        let SnapshotStream::Sending(mut sender) = *snapshot.snapshot else {
+            return Err(Error::Invalid("a snapshot that is still being received cannot be sent".into()));
+        };
+        let has = |answer| if let Answer::SnapshotBegin { has } = answer { Mark::decode(&has) } else { None };
+        sender.begin_after(self.ask(&Request::SnapshotBegin { vote }, CHUNK_WAIT, has).await.map_err(lost)?);
+        while let Some(chunk) = sender.next_chunk().await? {
+            let taken = |answer| matches!(answer, Answer::SnapshotChunk).then_some(());
+            self.ask(&Request::SnapshotChunk { vote, chunk }, CHUNK_WAIT, taken).await.map_err(lost)?;
+        }
+        let installed = |answer| if let Answer::SnapshotInstall { vote } = answer { Some(vote) } else { None };
+        self.ask(&install, INSTALL_WAIT, installed).await.map(message::raft_vote).map_err(lost)
+    }
+}
+
+impl RaftNetwork<TypeConfig> for Connection {
     async fn append_entries(
         &mut self,
-        _request: AppendEntriesRequest<TypeConfig>,
-        _option: RPCOption,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, RPCError<u64, BasicNode, RaftError<u64>>> {
-        Err(RPCError::Network(unreachable()))
+        let message = Request::append(&request).map_err(|e| RPCError::Network(failed(&e)))?;
+        match self.ask(&message, option.hard_ttl(), Answer::into_append).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                rt::sleep(PAUSE).await;
+                Err(RPCError::Network(error))
+            }
+        }
     }
 
     async fn install_snapshot(
@@ -44,24 +133,41 @@ impl RaftNetwork<TypeConfig> for NoPeers {
         InstallSnapshotResponse<u64>,
         RPCError<u64, BasicNode, RaftError<u64, openraft::error::InstallSnapshotError>>,
     > {
-        Err(RPCError::Network(unreachable()))
+        // openraft calls it in its own `full_snapshot` only, which is not used.
+        Err(RPCError::Network(failed(&"snapshots go as a stream")))
     }
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote<u64>,
-        _snapshot: Snapshot<TypeConfig>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: Vote<u64>,
+        snapshot: Snapshot<TypeConfig>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<u64>, StreamingError<TypeConfig, Fatal<u64>>> {
-        Err(StreamingError::Network(unreachable()))
+        let id = snapshot.meta.snapshot_id.clone();
+        let sent = async {
+            match self.send_snapshot(&vote, snapshot).await {
+                Ok(vote) => Ok(SnapshotResponse { vote }),
+                Err(error) => {
+                    tracing::warn!(peer = self.peer.node, snapshot = id, %error, "a snapshot was not taken by a peer");
+                    rt::sleep(SNAPSHOT_PAUSE).await;
+                    Err(StreamingError::Network(failed(&error)))
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = sent => sent,
+        }
     }
 
     async fn vote(
         &mut self,
-        _request: VoteRequest<u64>,
+        request: VoteRequest<u64>,
         _option: RPCOption,
     ) -> Result<VoteResponse<u64>, RPCError<u64, BasicNode, RaftError<u64>>> {
-        Err(RPCError::Network(unreachable()))
+        let voted = self.ask(&Request::vote(&request), VOTE_WAIT, Answer::into_vote).await;
+        voted.map_err(RPCError::Network)
     }
 }

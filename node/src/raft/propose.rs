@@ -2,12 +2,15 @@
 //! arrive together share one confirmation of leadership.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
-use openraft::Raft;
-use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
+use openraft::ServerState;
+use openraft::error::{ClientWriteError, RaftError};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use super::{Proposal, TypeConfig};
+use super::core::Core;
+use super::{Proposal, forward};
 use crate::clock::{self, Clock, Time};
 use crate::command::{Command, Outcome, Write, WriteCommand};
 use crate::error::Error;
@@ -19,6 +22,8 @@ use crate::{log_key, rt, trace};
 const BLOCK_WRITES_MAX: usize = 512;
 /// Most bytes in one block, but for its last write: bounds the rows of one store batch.
 const BLOCK_BYTES_MAX: usize = 512 << 10;
+/// While a write is in flight, so often it is looked whether this node still leads.
+const LEADERSHIP_LOOK: Duration = Duration::from_secs(1);
 /// Blocks in flight: one is made durable while the other is applied.
 const BLOCKS_IN_FLIGHT: usize = 2;
 
@@ -28,6 +33,8 @@ pub(crate) struct Job {
     pub reply: oneshot::Sender<Result<Outcome, Error>>,
     /// Whether the write is an administrator's word that the clock is right: its block has the wall clock's time.
     pub accepts_clock: bool,
+    /// Whether a peer sent it: it goes no further.
+    pub forwarded: bool,
 }
 
 /// Asks the batcher whether it runs; answered between two blocks, and while one waits for a place.
@@ -35,11 +42,34 @@ pub(crate) type Ping = oneshot::Sender<()>;
 
 /// What a proposal is made with.
 pub(crate) struct Proposer {
-    pub raft: Raft<TypeConfig>,
-    pub ledger: Arc<Ledger>,
-    pub clock: Arc<Clock>,
+    pub(super) core: Core,
+    clock: Arc<Clock>,
     /// Author of what the node itself writes.
-    pub author: String,
+    author: String,
+    /// Names of what is forwarded: drawn at the start, and counted.
+    pub(super) boot: u64,
+    pub(super) sequence: AtomicU64,
+}
+
+/// Why a proposal has no outcome.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Nothing was proposed: another node leads.
+    NotLeader(Option<u64>),
+    /// It may be in the raft log of a peer, and be committed yet.
+    Unknown,
+    /// Nothing was proposed.
+    Not(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NotLeader(leader) => Self::NotLeader { leader },
+            Failure::Unknown => Self::Unknown,
+            Failure::Not(error) => error,
+        }
+    }
 }
 
 /// Takes writes off the queue until the node stops, then those that wait, and waits for the blocks in flight.
@@ -100,40 +130,82 @@ fn fill(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
 }
 
 impl Proposer {
+    pub(super) fn new(core: Core, clock: Arc<Clock>, author: String) -> Self {
+        let mut boot = [0; 8];
+        rt::fill_random(&mut boot);
+        Self { core, clock, author, boot: u64::from_le_bytes(boot), sequence: AtomicU64::new(0) }
+    }
+
+    fn ledger(&self) -> &Ledger {
+        self.core.ledger()
+    }
+
     async fn propose(&self, jobs: Vec<Job>) {
         let _span = trace::task("propose a block");
         let accepts_clock = jobs.iter().any(|job| job.accepts_clock);
         if accepts_clock {
             self.clock.accept();
         }
-        let (mut writes, replies): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.write, job.reply)).unzip();
-        let time = self.clock.read(self.ledger.newest().time_ms);
-        writes.extend(self.mark(time));
-        let command = Command::Writes { time_ms: time.sure_ms, writes };
-        match propose_command(&self.raft, &command).await {
+        let (mut writes, mut replies) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+        for job in jobs {
+            writes.push(job.write);
+            // What came from a peer goes no further, nor does a word about this node's own clock.
+            replies.push((job.reply, job.forwarded || job.accepts_clock));
+        }
+        match self.propose_here(&mut writes).await {
             Ok(outcomes) => {
                 // What the node itself wrote stands last, and nobody waits for it.
-                for (reply, outcome) in replies.into_iter().zip(outcomes.iter()) {
+                for ((reply, _), outcome) in replies.into_iter().zip(outcomes.iter()) {
                     // A client that went away is no error.
                     let _ = reply.send(Ok(outcome.clone()));
                 }
             }
-            Err(error) => {
+            Err(failure) => {
                 if accepts_clock {
                     self.clock.forget();
                 }
-                for reply in replies {
-                    let _ = reply.send(Err(error.clone()));
+                let movable = matches!(failure, Failure::NotLeader(_));
+                let error = Error::from(failure);
+                let (mut moved, mut waiting) = (Vec::new(), Vec::new());
+                for ((reply, stays), write) in replies.into_iter().zip(writes) {
+                    if movable && !stays {
+                        moved.push(write);
+                        waiting.push(reply);
+                    } else {
+                        let _ = reply.send(Err(error.clone()));
+                    }
+                }
+                if !moved.is_empty() {
+                    for (reply, result) in waiting.into_iter().zip(self.forward(moved).await) {
+                        let _ = reply.send(result);
+                    }
                 }
             }
         }
+    }
+
+    /// Proposes writes as one block, if this node leads. They are there again afterwards, for another try.
+    pub(super) async fn propose_here(&self, writes: &mut Vec<WriteCommand>) -> Result<Arc<[Outcome]>, Failure> {
+        let time = self.clock.read(self.ledger().newest().time_ms);
+        let own = self.mark(time);
+        let count = writes.len();
+        let mut all = std::mem::take(writes);
+        all.extend(own);
+        let command = Command::Writes { time_ms: time.sure_ms, writes: all };
+        let proposed = propose_command(&self.core, &command).await;
+        if let Command::Writes { writes: mut all, .. } = command {
+            all.truncate(count);
+            *writes = all;
+        }
+        proposed
     }
 
     /// Proposes one write of the node's own, in a block of its own.
     pub(crate) async fn write(&self, write: Write) -> Result<Outcome, Error> {
         let write = WriteCommand::prepare(write, |_| None, rt::fill_random)?;
         let (reply, answer) = oneshot::channel();
-        self.propose(vec![Job { write, reply, accepts_clock: false }]).await;
+        // Only the leader has anything of its own to write.
+        self.propose(vec![Job { write, reply, accepts_clock: false, forwarded: true }]).await;
         answer.await.unwrap_or(Err(Error::Unknown))
     }
 
@@ -141,18 +213,18 @@ impl Proposer {
     pub(crate) async fn change_log_key(&self, author: &str, to: LogInfo) -> Result<Outcome, Error> {
         let LogInfo { vkey: log, cosigners, policy, .. } = to;
         let row = WriteCommand::prepare(log_key::row(author, &log), |_| None, rt::fill_random)?;
-        let time = self.clock.read(self.ledger.newest().time_ms);
+        let time = self.clock.read(self.ledger().newest().time_ms);
         let writes = [row].into_iter().chain(self.mark(time)).collect();
         let author = author.to_owned();
         let command = Command::LogKey { time_ms: time.sure_ms, author, log, cosigners, policy, writes };
-        let outcomes = propose_command(&self.raft, &command).await?;
+        let outcomes = propose_command(&self.core, &command).await.map_err(Error::from)?;
         outcomes.first().cloned().ok_or(Error::Unknown)
     }
 
     /// The entry that says that from this block on time is held, or goes on. With two blocks in flight both may bring it:
     /// the second one's is refused and leaves nothing.
     fn mark(&self, time: Time) -> Option<WriteCommand> {
-        let held = self.ledger.exists(&clock::held_key());
+        let held = self.ledger().exists(&clock::held_key());
         let write: Write = match (time.doubted, held) {
             (true, Ok(false)) => clock::hold(&self.author, time),
             (false, Ok(true)) => clock::resume(&self.author),
@@ -173,17 +245,31 @@ impl Proposer {
 }
 
 /// Proposes one command and waits until it is applied here.
-pub(crate) async fn propose_command(raft: &Raft<TypeConfig>, command: &Command) -> Result<Arc<[Outcome]>, Error> {
-    match raft.client_write(Proposal(command.encode())).await {
-        Ok(response) => Ok(response.data.0),
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
-            Err(Error::NotLeader { leader: to.leader_id })
+pub(super) async fn propose_command(core: &Core, command: &Command) -> Result<Arc<[Outcome]>, Failure> {
+    let raft = core.raft().map_err(Failure::Not)?;
+    let truncations = core.log().truncations();
+    let mut written = std::pin::pin!(raft.client_write(Proposal(command.encode())));
+    let mut followed = false;
+    let written = loop {
+        match rt::timeout(LEADERSHIP_LOOK, written.as_mut()).await {
+            Ok(written) => break written,
+            // Who lost the lead may get the entry in a snapshot, and then hears nothing of it.
+            Err(_) if followed => return Err(Failure::Unknown),
+            Err(_) => followed = raft.metrics().borrow().state != ServerState::Leader,
         }
-        Err(RaftError::APIError(error)) => Err(Error::Unavailable(error.to_string())),
+    };
+    match written {
+        Ok(response) => Ok(response.data.0),
+        // Turned away at the door; or taken in, and taken back when another led: a third node may have it still.
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+            let at_the_door = core.log().truncations() == truncations;
+            Err(if at_the_door { Failure::NotLeader(to.leader_id) } else { Failure::Unknown })
+        }
+        Err(RaftError::APIError(error)) => Err(Failure::Not(Error::Unavailable(error.to_string()))),
         // The core is gone: the entry may or may not be in the log.
         Err(RaftError::Fatal(error)) => {
             tracing::error!(%error, "the Raft core stopped with a write in flight");
-            Err(Error::Unknown)
+            Err(Failure::Unknown)
         }
     }
 }
@@ -192,12 +278,7 @@ pub(crate) async fn propose_command(raft: &Raft<TypeConfig>, command: &Command) 
 pub(crate) type ReadJob = oneshot::Sender<Result<(), Error>>;
 
 /// Confirms leadership for all reads that wait, at once, and releases them when the log is applied so far.
-pub(crate) async fn read_barrier(
-    raft: Raft<TypeConfig>,
-    ledger: Arc<Ledger>,
-    mut queue: mpsc::Receiver<ReadJob>,
-    mut stopping: watch::Receiver<bool>,
-) {
+pub(super) async fn read_barrier(core: Core, mut queue: mpsc::Receiver<ReadJob>, mut stopping: watch::Receiver<bool>) {
     while let Some(first) = next(&mut queue, &mut stopping).await {
         let mut waiting = vec![first];
         while let Ok(job) = queue.try_recv() {
@@ -205,24 +286,10 @@ pub(crate) async fn read_barrier(
         }
         let answer = {
             let _span = trace::task("confirm leadership");
-            confirm(&raft, &ledger).await
+            forward::read_index(&core).await
         };
         for reply in waiting {
             let _ = reply.send(answer.clone());
         }
-    }
-}
-
-async fn confirm(raft: &Raft<TypeConfig>, ledger: &Ledger) -> Result<(), Error> {
-    let index = match raft.get_read_log_id().await {
-        Ok((read, _)) => read.map_or(0, |id| id.index),
-        Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => {
-            return Err(Error::NotLeader { leader: to.leader_id });
-        }
-        Err(error) => return Err(Error::Unavailable(error.to_string())),
-    };
-    match ledger.applied(index) {
-        None => Ok(()),
-        Some(applied) => applied.await.map_err(|_| Error::Unavailable("the node is stopping".into())),
     }
 }

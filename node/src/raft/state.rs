@@ -6,6 +6,7 @@ use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, LogId, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership};
 use serde::{Deserialize, Serialize};
 
+use super::core::Applying;
 use super::log::RaftLog;
 use super::{Applied, SnapshotStream, TypeConfig};
 use crate::archive::Mark;
@@ -93,12 +94,18 @@ pub(crate) struct StateMachine {
     place: Place,
     durable: Durable,
     log: RaftLog,
+    applying: Arc<Applying>,
 }
 
 impl StateMachine {
-    pub(crate) fn new(ledger: Arc<Ledger>, durable: Durable, log: RaftLog) -> Result<Self, Error> {
+    pub(super) fn new(
+        ledger: Arc<Ledger>,
+        durable: Durable,
+        log: RaftLog,
+        applying: Arc<Applying>,
+    ) -> Result<Self, Error> {
         let place = Place::of(&ledger.chain().head)?;
-        Ok(Self { ledger, place, durable, log })
+        Ok(Self { ledger, place, durable, log, applying })
     }
 
     /// Installs a snapshot. One that was handed over within the process, still at its sending end, is received first.
@@ -173,6 +180,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let id = entry.log_id;
             let answer = self.apply_one(entry).map_err(|e| {
                 tracing::error!(error = %e, raft_index = id.index, "apply failed; this node stops");
+                self.applying.fail();
                 self.ledger.suspicion.note_if_damaged(&e);
                 StorageIOError::apply(id, &e)
             })?;
@@ -197,7 +205,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: Box<SnapshotStream>,
     ) -> Result<(), Failure> {
         self.install(meta, *snapshot).await.map_err(|e| {
-            tracing::error!(error = %e, snapshot = %meta.snapshot_id, "a snapshot was not installed; this node stops");
+            tracing::error!(error = %e, snapshot = %meta.snapshot_id, "a snapshot was not installed");
+            // Nothing was changed then.
+            if !matches!(e, Error::Unavailable(_)) {
+                self.applying.fail();
+            }
             self.ledger.suspicion.note_if_damaged(&e);
             StorageIOError::write_snapshot(Some(meta.signature()), &e).into()
         })

@@ -16,8 +16,6 @@ use crate::rt;
 
 /// How long records that nobody waits for may stay in memory.
 const LAZY: Duration = Duration::from_millis(100);
-/// Bounds of an fsync's latency in a simulation, in microseconds.
-const SIMULATED_FSYNC_US: std::ops::Range<u64> = 300..3000;
 
 /// A change of the log, in order of its queueing.
 pub(super) enum Op {
@@ -162,11 +160,7 @@ impl Shared {
             let _in_round = self.counters.round();
             let ops = self.write(round.ops);
             if round.urgent {
-                let mut drawn = [0; 8];
-                rt::fill_random(&mut drawn);
-                let range = SIMULATED_FSYNC_US;
-                let us = range.start + u64::from_le_bytes(drawn) % (range.end - range.start);
-                rt::sleep(Duration::from_micros(us)).await;
+                rt::sleep(rt::fsync_latency()).await;
                 self.sync(ops);
             }
             self.prepare();

@@ -24,7 +24,7 @@ impl Machine {
         let disk: Arc<dyn Disk> = Arc::new(OsDisk);
         let ledger = Arc::new(Ledger::open(&disk, directory, &Shelf::Memory(Arc::default()))?);
         let durable = Durable::new(Arc::clone(&ledger));
-        let inner = StateMachine::new(Arc::clone(&ledger), durable.clone(), log.clone())?;
+        let inner = StateMachine::new(Arc::clone(&ledger), durable.clone(), log.clone(), Arc::default())?;
         Ok(Self { inner, ledger, durable, log })
     }
 }

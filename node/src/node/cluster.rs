@@ -1,0 +1,104 @@
+//! A node among peers: what it answers them, and who belongs to the cluster.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+
+use super::{Admission, Config, Inner, Node};
+use crate::disk::Disk;
+use crate::error::Error;
+use crate::identity::Identity;
+use crate::raft::Desk;
+use crate::view::Member;
+
+impl Node {
+    /// Makes the files of a node that joins a cluster, in an empty data directory. `name` is the name of the node;
+    /// `admission` comes from a member, by a way that nobody else reads.
+    ///
+    /// # Errors
+    /// As [`Node::init`].
+    pub fn join(disk: &Arc<dyn Disk>, config: &Config, name: &str, admission: &Admission) -> Result<(), Error> {
+        let data = &config.data;
+        disk.create_directory(data).map_err(|e| Error::io(format!("making {}", data.display()), &e))?;
+        Identity::join(config.place(disk.as_ref()), name, admission).map(drop)
+    }
+
+    /// What a node must know to join under the id `node`. Holds the log key.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Io`] when the log key cannot be read.
+    pub fn admission(&self, node: u64) -> Result<Admission, Error> {
+        let inner = &self.inner;
+        inner.identity.admission(inner.config.place(inner.disk.as_ref()), node)
+    }
+
+    /// Answers a message that the transport brought from a peer. Whoever calls has checked that the sender is the member
+    /// `from` of the cluster.
+    pub async fn answer(&self, from: u64, message: Bytes) -> Bytes {
+        tracing::trace!(from, bytes = message.len(), "a message of a peer");
+        let inner = &self.inner;
+        let desk = Desk { writes: inner.writes.clone(), reads: inner.reads.clone(), room: self.room() };
+        inner.consensus.answer(&message, &desk).await
+    }
+
+    /// The members of the cluster as this node knows them, by id.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        self.inner.consensus.members()
+    }
+
+    /// Takes a node in as a learner: it gets everything and votes on nothing. `address` is where its peers reach it. Done
+    /// again with the same address it changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`]; [`Error::Invalid`] when the id is a member's at another address; [`Error::Unavailable`]
+    /// while another change is not committed; [`Error::Unknown`].
+    pub async fn add_learner(&self, node: u64, address: &str) -> Result<(), Error> {
+        self.inner.consensus.add_learner(node, address).await
+    }
+
+    /// Says where a member is reached from now on: needed once for the node that began the cluster, before it takes in
+    /// another.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is no member; else as [`Node::add_learner`].
+    pub async fn set_address(&self, node: u64, address: &str) -> Result<(), Error> {
+        self.inner.consensus.set_address(node, address).await
+    }
+
+    /// Makes a learner a voter, once it lags little.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is no member, [`Error::Unavailable`] while it lags; else as [`Node::add_learner`].
+    pub async fn promote(&self, node: u64) -> Result<(), Error> {
+        self.inner.consensus.promote(node).await
+    }
+
+    /// Takes a member out of the cluster, voter or learner.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is no member, [`Error::Invalid`] when it is the only voter; else as
+    /// [`Node::add_learner`].
+    pub async fn remove(&self, node: u64) -> Result<(), Error> {
+        self.inner.consensus.remove(node).await
+    }
+}
+
+impl Inner {
+    /// Refuses what a node with peers cannot do.
+    pub(super) fn no_peers(&self, why: &str) -> Result<(), Error> {
+        if self.consensus.members().len() <= 1 { Ok(()) } else { Err(Error::Invalid(why.to_owned())) }
+    }
+
+    /// For a node that joined: from the first entry on that it got, an empty raft log is a loss.
+    pub(super) fn note_begun(&self) -> Result<(), Error> {
+        if self.begun.load(Relaxed) || self.ledger.chain().head.raft.is_empty() {
+            return Ok(());
+        }
+        let identity = Identity::read(self.disk.as_ref(), &self.config.data)?;
+        Identity { begun: true, ..identity }.save(self.disk.as_ref(), &self.config.data)?;
+        self.begun.store(true, Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,334 @@
+//! A cluster in a simulated world: machines, their disks, the network between them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::super::*;
+use crate::checkpoint::Checkpoint;
+use crate::merkle::Hash;
+use crate::note::Note;
+use crate::rt::sim::{Machine as Power, sleep_true, spawn_outside};
+use crate::transport::sim::{SimNetwork, Weather};
+
+/// How long a machine takes to boot, in milliseconds.
+const BOOT_MS: std::ops::Range<u64> = 1..300;
+/// How long a start may take.
+const START_WAIT: Duration = Duration::from_secs(30);
+
+/// What lies on one machine and outlives its crashes.
+struct Host {
+    disk: SimDisk,
+    rows: Arc<MemoryRows>,
+    fsync_us: std::ops::Range<u64>,
+}
+
+/// The world. Clones name the same one.
+#[derive(Clone)]
+pub(super) struct World(Arc<Shared>);
+
+struct Shared {
+    pub network: SimNetwork,
+    hosts: BTreeMap<u64, Mutex<Host>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    rng: StdRng,
+    /// What went against what must hold, first first.
+    violations: Vec<String>,
+    /// Size → root of every checkpoint that any node published.
+    checkpoints: BTreeMap<u64, (u64, Hash)>,
+    counts: BTreeMap<&'static str, u64>,
+    /// Where a node was last restarted on purpose: it is not to be started twice.
+    starting: std::collections::BTreeSet<u64>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn config() -> Config {
+    Config { reserve_bytes: 0, unnamed_blob_age: UNNAMED_BLOB_AGE, ..Config::new(DATA) }
+}
+
+impl World {
+    pub(super) fn new(seed: u64, nodes: u64) -> Self {
+        let host = |id| Host { disk: SimDisk::new(seed ^ id << 32), rows: Arc::default(), fsync_us: 300..3000 };
+        let state = State {
+            rng: StdRng::seed_from_u64(seed ^ 0xfa17),
+            violations: Vec::new(),
+            checkpoints: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            starting: std::collections::BTreeSet::new(),
+        };
+        Self(Arc::new(Shared {
+            network: SimNetwork::new(seed ^ 0x0e7, Weather::fair()),
+            hosts: (1..=nodes).map(|id| (id, Mutex::new(host(id)))).collect(),
+            state: Mutex::new(state),
+        }))
+    }
+
+    pub(super) fn network(&self) -> &SimNetwork {
+        &self.0.network
+    }
+
+    pub(super) fn ids(&self) -> Vec<u64> {
+        self.0.hosts.keys().copied().collect()
+    }
+
+    pub(super) fn draw(&self, range: std::ops::Range<u64>) -> u64 {
+        lock(&self.0.state).rng.gen_range(range)
+    }
+
+    pub(super) fn chance(&self, share: f64) -> bool {
+        lock(&self.0.state).rng.gen_bool(share)
+    }
+
+    pub(super) fn count(&self, what: &'static str) {
+        *lock(&self.0.state).counts.entry(what).or_default() += 1;
+        self.network().note(|| what.into());
+    }
+
+    pub(super) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.0.state).counts.clone()
+    }
+
+    pub(super) fn violated(&self, what: String) {
+        self.network().note(|| format!("VIOLATED {what}"));
+        lock(&self.0.state).violations.push(what);
+    }
+
+    pub(super) fn violation(&self) -> Option<String> {
+        lock(&self.0.state).violations.first().cloned()
+    }
+
+    fn host(&self, id: u64) -> MutexGuard<'_, Host> {
+        lock(&self.0.hosts[&id])
+    }
+
+    pub(super) fn disk(&self, id: u64) -> SimDisk {
+        self.host(id).disk.clone()
+    }
+
+    /// The node that runs on a machine, and the machine; `None` while it is down.
+    pub(super) fn node(&self, id: u64) -> Option<(Power, Node)> {
+        self.network().peek(id)
+    }
+
+    /// Runs on the node's machine; `None` when it is down, or goes down meanwhile.
+    pub(super) async fn on<T, F>(&self, id: u64, act: impl FnOnce(Node) -> F) -> Option<T>
+    where
+        F: Future<Output = T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (power, node) = self.node(id)?;
+        power.spawn(act(node)).await.ok()
+    }
+
+    /// Makes the first node's files.
+    pub(super) fn found(&self) {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk(1));
+        Node::init(&disk, &config(), "node1", "sim.example").unwrap();
+    }
+
+    /// Starts a node on a fresh start of its machine; whether it came up.
+    pub(super) async fn start(&self, id: u64) -> bool {
+        if self.node(id).is_some() || !lock(&self.0.state).starting.insert(id) {
+            return false;
+        }
+        let power = Power::default();
+        let ppm = self.draw(980_000..1_020_000);
+        power.set_timer_ppm(ppm);
+        let (disk, rows) = {
+            let host = self.host(id);
+            power.set_fsync_us(host.fsync_us.clone());
+            (host.disk.clone(), Arc::clone(&host.rows))
+        };
+        self.network().note(|| format!("start of {id}, timers at {ppm} ppm"));
+        let transport = self.network().transport(id);
+        let started = power.spawn(async move {
+            let disk: Arc<dyn Disk> = Arc::new(disk);
+            let (identity, keys) = Identity::load(disk.as_ref(), &config().data)?;
+            let shelf = Shelf::Memory(rows);
+            Node::start_on(Ground { disk, config: config(), shelf, transport }, identity, keys).await
+        });
+        let started = tokio::time::timeout(START_WAIT, started).await;
+        lock(&self.0.state).starting.remove(&id);
+        match started {
+            Ok(Ok(Ok(node))) => {
+                self.network().attach(id, power.clone(), node.clone());
+                self.watch(id, power, node);
+                true
+            }
+            Ok(Ok(Err(error))) => {
+                // A crash point of the disk may have come during the start; everything else must not be.
+                if !self.disk(id).is_dead() {
+                    self.violated(format!("node {id} does not start: {error}"));
+                }
+                power.kill();
+                self.settle(id);
+                false
+            }
+            Ok(Err(_)) | Err(_) => {
+                self.violated(format!("node {id} did not come up within {START_WAIT:?}"));
+                power.kill();
+                self.settle(id);
+                false
+            }
+        }
+    }
+
+    /// Starts a daemon that has ended again, as its service manager does.
+    fn watch(&self, id: u64, power: Power, node: Node) {
+        let world = self.clone();
+        let failed = power.spawn(async move { node.failure().await });
+        spawn_outside(async move {
+            let Ok(error) = failed.await else { return };
+            world.network().note(|| format!("node {id} failed: {error}"));
+            let by_disk = world.disk(id).is_dead();
+            world.count(if by_disk { "failed by its disk" } else { "failed" });
+            if !by_disk && !lock(&world.0.state).counts.contains_key("disk fault") {
+                world.violated(format!("node {id} failed: {error}"));
+            }
+            if world.crash(id) {
+                sleep_true(Duration::from_millis(world.draw(BOOT_MS))).await;
+                world.start(id).await;
+            }
+        });
+    }
+
+    /// Cuts the power of a machine; whether it was up.
+    pub(super) fn crash(&self, id: u64) -> bool {
+        let Some((power, node)) = self.network().detach(id) else { return false };
+        self.network().note(|| format!("crash of {id}"));
+        power.kill();
+        drop(node);
+        self.settle(id);
+        true
+    }
+
+    fn settle(&self, id: u64) {
+        let survivors = self.draw(0..8);
+        let host = self.host(id);
+        host.disk.crash();
+        host.rows.crash(usize::try_from(survivors).unwrap());
+    }
+
+    /// Bounds of an fsync on a machine, from its next start on too.
+    pub(super) fn set_fsync_us(&self, id: u64, us: std::ops::Range<u64>) {
+        self.host(id).fsync_us = us.clone();
+        if let Some((power, _)) = self.node(id) {
+            power.set_fsync_us(us);
+        }
+    }
+
+    /// Loses a copy of the data that can be made again from the rest, on a machine that is down.
+    pub(super) fn lose(&self, id: u64, loss: Loss) {
+        let host = self.host(id);
+        Machine { disk: host.disk.clone(), rows: Arc::clone(&host.rows) }.lose(loss);
+    }
+
+    /// The whole cluster: the first node begins it, the others join it and become voters.
+    pub(super) async fn found_cluster(&self) {
+        self.found();
+        assert!(self.start(1).await, "the first node starts");
+        self.on(1, |node| async move { node.set_address(1, "node1:8444").await }).await.unwrap().unwrap();
+        for id in self.ids().into_iter().skip(1) {
+            self.join(id).await;
+            self.grow(id).await;
+        }
+    }
+
+    /// Makes the files of a node that joins, and starts it.
+    pub(super) async fn join(&self, id: u64) {
+        let admission = self.on(1, move |node| async move { node.admission(id) }).await.unwrap().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(self.disk(id));
+        Node::join(&disk, &config(), &format!("node{id}"), &admission).unwrap();
+        assert!(self.start(id).await, "node {id} starts");
+    }
+
+    /// Has the leader take a node in and make it a voter.
+    pub(super) async fn grow(&self, id: u64) {
+        let address = format!("node{id}:8444");
+        let adding = |node: Node| {
+            let address = address.clone();
+            async move { node.add_learner(id, &address).await }
+        };
+        self.lead(&format!("taking in node {id}"), adding).await;
+        self.lead(&format!("promoting node {id}"), |node| async move { node.promote(id).await }).await;
+    }
+
+    /// Does something on whoever leads, until it is done; panics after a minute.
+    pub(super) async fn lead<F>(&self, what: &str, act: impl Fn(Node) -> F)
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let mut last = "no node was up".to_owned();
+        for round in 0..600u64 {
+            let ids = self.ids();
+            let id = ids[usize::try_from(round).unwrap() % ids.len()];
+            match tokio::time::timeout(Duration::from_secs(5), self.on(id, &act)).await {
+                Ok(Some(Ok(()))) => return,
+                Ok(Some(Err(error))) => last = error.to_string(),
+                Ok(None) => {}
+                Err(_) => last = "no answer".into(),
+            }
+            sleep_true(Duration::from_millis(100)).await;
+        }
+        panic!("{what}: {last}");
+    }
+
+    /// Who leads, as the nodes say that are up.
+    pub(super) fn leader(&self) -> Option<u64> {
+        let leads = |id: &u64| self.node(*id).is_some_and(|(_, node)| node.status().role == "leader");
+        self.ids().into_iter().filter(leads).max_by_key(|id| self.node(*id).map_or(0, |(_, n)| n.status().term))
+    }
+
+    /// Waits until somebody leads.
+    pub(super) async fn wait_for_leader(&self) -> u64 {
+        for _ in 0..10_000 {
+            if let Some(id) = self.leader() {
+                return id;
+            }
+            sleep_true(Duration::from_millis(1)).await;
+        }
+        panic!("nobody leads after 10 s");
+    }
+
+    /// Looks at the checkpoints that are published now: there is one root for each size.
+    pub(super) fn look_at_checkpoints(&self) {
+        for id in self.ids() {
+            let Some(text) = self.node(id).and_then(|(_, node)| node.checkpoint()) else { continue };
+            let note = Note::parse(&text).unwrap();
+            let checkpoint = Checkpoint::parse(note.text()).unwrap();
+            let mut state = lock(&self.0.state);
+            let (first, root) = *state.checkpoints.entry(checkpoint.size).or_insert((id, checkpoint.root));
+            drop(state);
+            if root != checkpoint.root {
+                self.violated(format!("nodes {first} and {id} signed two logs of {} entries", checkpoint.size));
+            }
+        }
+    }
+
+    /// Ends every fault.
+    pub(super) async fn heal(&self) {
+        self.network().heal();
+        self.network().set_weather(Weather::fair());
+        for id in self.ids() {
+            self.set_fsync_us(id, 300..3000);
+            if let Some((power, _)) = self.node(id) {
+                power.resume();
+                power.set_wall_offset_ms(0);
+            }
+        }
+        let mut down: VecDeque<_> = self.ids().into_iter().filter(|id| self.node(*id).is_none()).collect();
+        while let Some(id) = down.pop_front() {
+            // One that is just being started by somebody else comes up by itself.
+            self.start(id).await;
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The running instance of openraft. Its core can end by itself where nothing is lost and nothing is wrong with the disk (a
+//! higher vote that meets a snapshot in flight, for one); it is then started again over the same raft log and ledger.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use openraft::Raft;
+
+use super::log::RaftLog;
+use super::peers::Link;
+use super::state::{Durable, StateMachine};
+use super::{TypeConfig, config};
+use crate::error::Error;
+use crate::ledger::Ledger;
+use crate::rt;
+
+/// How long the state machine of an ended core may take to come to its end.
+const END_WAIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(2);
+/// More starts than these within [`RESTART_WINDOW`], and it is no accident any more.
+const RESTARTS_MAX: u32 = 5;
+const RESTART_WINDOW: Duration = Duration::from_secs(60);
+
+/// Held by the one state machine that may apply; says whether it failed.
+#[derive(Default)]
+pub(super) struct Applying {
+    failed: AtomicBool,
+}
+
+impl Applying {
+    /// What is applied is not known to equal the peers' any more: no core may be started on it again.
+    pub(super) fn fail(&self) {
+        self.failed.store(true, Relaxed);
+    }
+}
+
+/// The instance in use. Clones name the same one.
+#[derive(Clone)]
+pub(crate) struct Core(Arc<Parts>);
+
+struct Parts {
+    node: u64,
+    link: Link,
+    log: RaftLog,
+    durable: Durable,
+    applying: Arc<Applying>,
+    /// `None` before the first start only.
+    raft: RwLock<Option<Raft<TypeConfig>>>,
+    restarts: AtomicU64,
+}
+
+impl Core {
+    pub(super) async fn start(node: u64, link: Link, log: RaftLog, durable: Durable) -> Result<Self, Error> {
+        let (applying, raft) = (Arc::default(), RwLock::new(None));
+        let core = Self(Arc::new(Parts { node, link, log, durable, applying, raft, restarts: AtomicU64::new(0) }));
+        core.begin().await?;
+        Ok(core)
+    }
+
+    async fn begin(&self) -> Result<(), Error> {
+        let Parts { node, link, log, durable, applying, raft, .. } = &*self.0;
+        let ledger = Arc::clone(durable.ledger());
+        let machine = StateMachine::new(ledger, durable.clone(), log.clone(), Arc::clone(applying))?;
+        let begun = Raft::new(*node, Arc::new(config()?), link.clone(), log.clone(), machine).await;
+        let begun = begun.map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
+        *raft.write().unwrap_or_else(PoisonError::into_inner) = Some(begun);
+        Ok(())
+    }
+
+    /// The instance in use.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while it is being started again.
+    pub(super) fn raft(&self) -> Result<Raft<TypeConfig>, Error> {
+        let raft = self.0.raft.read().unwrap_or_else(PoisonError::into_inner).clone();
+        raft.ok_or_else(|| Error::Unavailable("the Raft core is being started again".into()))
+    }
+
+    pub(super) fn ledger(&self) -> &Arc<Ledger> {
+        self.0.durable.ledger()
+    }
+
+    pub(super) fn log(&self) -> &RaftLog {
+        &self.0.log
+    }
+
+    pub(super) fn link(&self) -> &Link {
+        &self.0.link
+    }
+
+    pub(super) fn node(&self) -> u64 {
+        self.0.node
+    }
+
+    /// How often an ended core was started again.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.0.restarts.load(Relaxed)
+    }
+
+    /// Starts the core again whenever it ends by itself; resolves when that would not help, with the reason.
+    pub(crate) async fn supervise(&self) -> Error {
+        let (mut window, mut restarts) = (rt::instant(), 0);
+        loop {
+            let ended = self.ended().await;
+            if let Some(what) = self.ledger().suspicion.noted() {
+                return Error::DamagedStore(what);
+            }
+            if self.0.applying.failed.load(Relaxed) || self.0.log.ping().await.is_err() {
+                return ended;
+            }
+            if window.elapsed() > RESTART_WINDOW {
+                (window, restarts) = (rt::instant(), 0);
+            }
+            restarts += 1;
+            if restarts > RESTARTS_MAX {
+                return ended;
+            }
+            tracing::error!(error = %ended, "the Raft core is started again");
+            if let Err(error) = self.restart().await {
+                return error;
+            }
+            self.0.restarts.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Resolves when the core has ended by itself, with the reason.
+    async fn ended(&self) -> Error {
+        let mut metrics = match self.raft() {
+            Ok(raft) => raft.metrics(),
+            Err(error) => return error,
+        };
+        loop {
+            let running = metrics.borrow_and_update().running_state.clone();
+            if let Err(fatal) = running {
+                return Error::Unavailable(format!("the Raft core has stopped: {fatal}"));
+            }
+            if metrics.changed().await.is_err() {
+                return Error::Unavailable("the Raft core has stopped".into());
+            }
+        }
+    }
+
+    async fn restart(&self) -> Result<(), Error> {
+        self.stop().await;
+        // Two state machines on one ledger would apply an entry twice.
+        let deadline = rt::instant() + END_WAIT;
+        while Arc::strong_count(&self.0.applying) > 1 {
+            if rt::instant() > deadline {
+                return Err(Error::Unavailable("apply did not end with the Raft core that it belonged to".into()));
+            }
+            rt::sleep(POLL).await;
+        }
+        self.begin().await
+    }
+
+    /// Stops the core. Writes in flight are answered before.
+    pub(super) async fn stop(&self) {
+        let raft = self.0.raft.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(raft) = raft
+            && let Err(error) = raft.shutdown().await
+        {
+            tracing::error!(%error, "the Raft core did not stop cleanly");
+        }
+    }
+}

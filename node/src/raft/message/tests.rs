@@ -1,0 +1,66 @@
+use super::*;
+use crate::command::{Committed, Key, OperationCommand, ProposalId};
+
+const VOTE: Vote = Vote { term: 3, node: 2, committed: true };
+const ID: EntryId = EntryId { term: 3, node: 2, index: 300 };
+
+#[test]
+fn the_bytes_of_messages_stay_what_they_are() {
+    let write = WriteCommand {
+        author: "a".into(),
+        requirements: Vec::new(),
+        operations: vec![OperationCommand::Delete { key: Key::stored("k".into()) }],
+        idempotency: None,
+        proposal: Some(ProposalId { node: 2, boot: 7, sequence: 1 }),
+    };
+    let requests: [(Request, &[u8]); 8] = [
+        (
+            Request::Append {
+                vote: VOTE,
+                previous: None,
+                committed: Some(ID),
+                entries: vec![(ID, Bytes::from_static(b"\x01\x00"))],
+            },
+            b"\x01\x00\x03\x02\x01\x00\x01\x03\x02\xac\x02\x01\x03\x02\xac\x02\x02\x01\x00",
+        ),
+        (Request::Vote { vote: VOTE, last: Some(ID) }, b"\x01\x01\x03\x02\x01\x01\x03\x02\xac\x02"),
+        (Request::PreVote { last: None }, b"\x01\x02\x00"),
+        (Request::SnapshotBegin { vote: VOTE }, b"\x01\x03\x03\x02\x01"),
+        (Request::SnapshotChunk { vote: VOTE, chunk: Bytes::from_static(b"c") }, b"\x01\x04\x03\x02\x01\x01c"),
+        (
+            Request::SnapshotInstall { vote: VOTE, last: ID, members: Bytes::from_static(b"{}") },
+            b"\x01\x05\x03\x02\x01\x03\x02\xac\x02\x02{}",
+        ),
+        (Request::Write { writes: vec![write] }, b"\x01\x06\x01\x01a\x00\x01\x01\x01k\x00\x01\x02\x07\x01"),
+        (Request::ReadIndex, b"\x01\x07"),
+    ];
+    for (request, golden) in requests {
+        let encoded = encode(&request);
+        assert_eq!(encoded, golden, "{request:?}: {}", encoded.escape_ascii());
+        assert_eq!(decode::<Request>(&encoded).unwrap(), request);
+    }
+    let committed = Outcome::Committed(Committed { transaction: 5, block: 2, created: vec![true] });
+    let answers: [(Answer, &[u8]); 9] = [
+        (Answer::Append(AppendAnswer::Partial(Some(ID))), b"\x01\x00\x01\x01\x03\x02\xac\x02"),
+        (Answer::Vote { vote: VOTE, granted: true, last: None }, b"\x01\x01\x03\x02\x01\x01\x00"),
+        (Answer::PreVote(PreVoteAnswer::Later(300)), b"\x01\x02\x01\xac\x02"),
+        (Answer::SnapshotBegin { has: Bytes::from_static(b"m") }, b"\x01\x03\x01m"),
+        (Answer::SnapshotChunk, b"\x01\x04"),
+        (Answer::SnapshotInstall { vote: VOTE }, b"\x01\x05\x03\x02\x01"),
+        (Answer::Write(vec![Ok(committed), Err(WriteError::Unknown)]), b"\x01\x06\x02\x00\x00\x05\x02\x01\x01\x01\x02"),
+        (Answer::ReadIndex { index: 300 }, b"\x01\x07\xac\x02"),
+        (Answer::Refused(Refused::NotLeader(Some(2))), b"\x01\x08\x00\x01\x02"),
+    ];
+    for (answer, golden) in answers {
+        let encoded = encode(&answer);
+        assert_eq!(encoded, golden, "{answer:?}: {}", encoded.escape_ascii());
+        assert_eq!(decode::<Answer>(&encoded).unwrap(), answer);
+    }
+}
+
+#[test]
+fn what_is_no_message_is_refused() {
+    for bad in [&b""[..], b"\x00", b"\x02\x07", b"\x01", b"\x01\x63", b"\x01\x07\x00", b"\x01\x00\x03"] {
+        decode::<Request>(&Bytes::copy_from_slice(bad)).expect_err("no message of this version");
+    }
+}
