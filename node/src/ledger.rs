@@ -25,7 +25,7 @@ use crate::salts::{self, Salts};
 use crate::snapshot::Staging;
 use crate::state_root::{KeyHash, Slot, StateMap};
 use crate::store::names::{self, Names};
-use crate::store::outcomes::Span;
+use crate::store::outcomes::{self, Span};
 use crate::store::{Batch, Rows, Tree, entries, values};
 use crate::view::Head;
 
@@ -312,6 +312,12 @@ impl Ledger {
             *synced = MapSync { size: head.size, at: rt::instant() };
         }
         Ok(head)
+    }
+
+    /// Drops every outcome kept for repetitions: a bug that is planted.
+    pub(crate) fn forget_outcomes(&self) -> Result<(), Error> {
+        let Span { first, next } = self.chain().head.outcomes;
+        outcomes::forget(&self.rows, first, next)
     }
 
     /// Whether so much waits in memory that [`Ledger::sync`] is due.

@@ -31,6 +31,7 @@ mod identity;
 mod ledger;
 mod log_key;
 mod machine;
+mod planted;
 mod raft;
 mod read;
 mod salts;

@@ -10,6 +10,7 @@ use crate::command::{Command, Committed, Key, OperationCommand, Outcome, Refusal
 use crate::entry::{self, Change, Cosigners, Entry, Membership, Transaction};
 use crate::error::Error;
 use crate::ledger::{Ledger, key_hash};
+use crate::planted::{Bug, planted};
 use crate::salts;
 use crate::state_root::{KeyHash, Slot, SlotState};
 use crate::store::outcomes::{self, Kept};
@@ -50,6 +51,7 @@ impl Ledger {
             ) => *time_ms,
             Input::Nothing | Input::Membership { .. } => 0,
         };
+        let proposed_ms = if planted(Bug::ApplyReadsClock) { crate::rt::now_ms() } else { proposed_ms };
         let mut draft = Draft::new(self, &mut chain, proposed_ms)?;
         let outcomes = match input {
             Input::Nothing => Vec::new(),

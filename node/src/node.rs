@@ -17,6 +17,7 @@ pub use crate::identity::Admission;
 use crate::identity::{Identity, Keys, Place};
 use crate::ledger::Ledger;
 use crate::log_key::KeyRing;
+use crate::planted::{Bug, planted};
 use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, batcher};
 use crate::rt;
 use crate::seal::Seal;
@@ -150,11 +151,7 @@ impl Node {
     ///
     /// # Errors
     /// As [`Node::start`].
-    pub async fn start_with(
-        disk: Arc<dyn Disk>,
-        config: Config,
-        transport: Arc<dyn Transport>,
-    ) -> Result<Self, Error> {
+    pub async fn start_with(disk: Arc<dyn Disk>, config: Config, transport: Arc<dyn Transport>) -> Result<Self, Error> {
         let (identity, keys) = Identity::load(config.place(disk.as_ref()))?;
         let shelf = Shelf::Sled { directory: config.data.join("store"), cache_bytes: config.cache_bytes };
         Self::start_on(Ground { disk, config, shelf, transport }, identity, keys).await
@@ -164,6 +161,9 @@ impl Node {
     pub(crate) async fn start_on(ground: Ground, identity: Identity, keys: Keys) -> Result<Self, Error> {
         let Ground { disk, config, shelf, transport } = ground;
         let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf, transport).await?;
+        if planted(Bug::OutcomesLostAtRestart) {
+            ledger.forget_outcomes()?;
+        }
         let clock = Arc::new(Clock::default());
         let proposer = Arc::new(consensus.proposer(Arc::clone(&clock), identity.name.clone()));
         let keys = KeyRing::new(Arc::clone(&disk), &config, identity.clone(), keys);
@@ -519,6 +519,10 @@ impl Inner {
     /// the state map; `seal` closes the raft log's segment too.
     async fn make_durable(&self, all: bool, seal: bool) -> Result<bool, Error> {
         let ledger = Arc::clone(&self.ledger);
+        if planted(Bug::ReleasedBeforeDurable) {
+            let head = ledger.chain().head.clone();
+            return self.consensus.release(&head, seal).await;
+        }
         let synced = rt::blocking(move || {
             let _span = trace::span("store: make durable");
             ledger.sync(all)

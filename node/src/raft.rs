@@ -288,6 +288,12 @@ impl Consensus {
         async move { core.supervise().await }
     }
 
+    /// Ends the Raft core, as a failed assertion in it does.
+    #[cfg(test)]
+    pub(crate) fn break_core(&self) {
+        self.core.raft().unwrap().external_request(|_| panic!("a test breaks the Raft core"));
+    }
+
     /// Stops the core. Writes in flight are answered before.
     pub(crate) async fn stop(&self) {
         self.core.stop().await;
@@ -298,7 +304,16 @@ impl Consensus {
         let Ok(raft) = self.core.raft() else {
             let applied_index = self.ledger().chain().head.raft_index;
             let role = "stopped";
-            return ConsensusStatus { role, leader: None, term: 0, voters: 0, restarts, last_index: 0, applied_index, log };
+            return ConsensusStatus {
+                role,
+                leader: None,
+                term: 0,
+                voters: 0,
+                restarts,
+                last_index: 0,
+                applied_index,
+                log,
+            };
         };
         let metrics = raft.metrics();
         let m = metrics.borrow();

@@ -38,7 +38,8 @@ impl Node {
     pub async fn answer(&self, from: u64, message: Bytes) -> Bytes {
         tracing::trace!(from, bytes = message.len(), "a message of a peer");
         let inner = &self.inner;
-        let desk = Desk { writes: inner.writes.clone(), reads: inner.reads.clone(), room: self.room() };
+        let member = inner.consensus.members().iter().any(|member| member.node == from);
+        let desk = Desk { writes: inner.writes.clone(), reads: inner.reads.clone(), room: self.room(), member };
         inner.consensus.answer(&message, &desk).await
     }
 

@@ -18,6 +18,7 @@ use super::message::{Answer, PreVoteAnswer, Request};
 use super::peers::peer;
 use super::{ELECTION_MAX_MS, TypeConfig, log};
 use crate::error::Error;
+use crate::planted::{Bug, planted};
 use crate::rt;
 use crate::transport::Peer;
 
@@ -124,6 +125,9 @@ pub(crate) async fn driver(core: Core, heard: Heard) {
 
 /// Asks all other voters. `None`: a majority of each configuration would vote for this node; else how long to wait.
 async fn ask(core: &Core, view: &View) -> Option<Duration> {
+    if planted(Bug::NoPreVote) {
+        return None;
+    }
     let last = core.log().last_log_id().as_ref().map(log::entry_id);
     let mut yes = vec![core.node()];
     let mut soonest = None;

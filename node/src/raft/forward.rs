@@ -20,6 +20,7 @@ use super::peers::peer;
 use super::propose::{Failure, Job, Proposer, ReadJob};
 use crate::command::{Outcome, ProposalId, WriteCommand};
 use crate::error::Error;
+use crate::planted::{Bug, planted};
 use crate::rt;
 use crate::transport::{Lost, Peer};
 
@@ -47,7 +48,9 @@ fn leader(raft: &Raft<TypeConfig>, own: u64) -> Option<Peer> {
 }
 
 fn no_leader() -> Error {
-    Error::Unavailable("there is no leader that answers: the cluster may have lost its quorum; nothing was written".into())
+    Error::Unavailable(
+        "there is no leader that answers: the cluster may have lost its quorum; nothing was written".into(),
+    )
 }
 
 /// A write on its way.
@@ -79,7 +82,7 @@ impl Proposer {
     }
 
     fn named(&self, write: WriteCommand) -> WriteCommand {
-        if write.idempotency.is_some() || write.proposal.is_some() {
+        if write.idempotency.is_some() || write.proposal.is_some() || planted(Bug::ForwardedWithoutName) {
             return write;
         }
         let sequence = self.sequence.fetch_add(1, Relaxed);
@@ -156,6 +159,9 @@ pub(super) async fn read_index(core: &Core) -> Result<(), Error> {
 /// Raft index of the newest entry that a linearizable read must see, confirmed by a majority.
 async fn confirmed(core: &Core) -> Result<u64, Error> {
     let raft = core.raft()?;
+    if planted(Bug::StaleRead) && raft.metrics().borrow().state == ServerState::Leader {
+        return Ok(0);
+    }
     match raft.get_read_log_id().await {
         Ok((read, _)) => return Ok(read.map_or(0, |id| id.index)),
         Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(_))) => {}
@@ -184,6 +190,8 @@ pub(crate) struct Desk {
     pub reads: mpsc::Sender<ReadJob>,
     /// Whether there is room for a write.
     pub room: Result<(), Error>,
+    /// Whether who asks is a member of the cluster.
+    pub member: bool,
 }
 
 impl Desk {
@@ -193,6 +201,9 @@ impl Desk {
             let m = metrics.borrow();
             if m.state == ServerState::Leader { Ok(()) } else { Err(m.current_leader) }
         });
+        if !self.member {
+            return Answer::Refused(Refused::Unavailable("the node that asks is no member of the cluster".into()));
+        }
         match (leads, request) {
             (Err(error), _) => Answer::Refused(Refused::Unavailable(error.to_string())),
             (Ok(Err(leader)), _) => Answer::Refused(Refused::NotLeader(leader)),

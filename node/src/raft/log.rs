@@ -24,6 +24,7 @@ use openraft::{
 use super::{Proposal, TypeConfig};
 use crate::disk::Disk;
 use crate::error::Error;
+use crate::planted::{Bug, planted};
 use crate::wal::{self, Wal};
 
 pub(super) use crate::wal::{EntryId, Vote};
@@ -211,6 +212,9 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     /// our own vote anyway, and for another's the leader's next message says it again.
     async fn save_vote(&mut self, vote: &openraft::Vote<u64>) -> Result<(), Failure> {
         let new = wal::Vote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed };
+        if planted(Bug::VoteNotPersisted) {
+            return Ok(());
+        }
         let learned = self.wal.vote() == Some(wal::Vote { committed: false, ..new });
         let saved = if learned && new.committed {
             self.wal.save_vote(new, None)
@@ -225,7 +229,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     async fn read_vote(&mut self) -> Result<Option<openraft::Vote<u64>>, Failure> {
         Ok(self.wal.vote().map(|vote| openraft::Vote {
             leader_id: openraft::LeaderId::new(vote.term, vote.node),
-            committed: vote.committed && vote.node != self.node_id,
+            committed: vote.committed && (vote.node != self.node_id || planted(Bug::OwnVoteResumes)),
         }))
     }
 

@@ -2,9 +2,7 @@
 //! the neighbouring version sends, so golden bytes hold the encodings.
 
 use bytes::Bytes;
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
-};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{Entry, SnapshotMeta};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -41,15 +39,25 @@ pub(crate) enum Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Append(AppendAnswer),
-    Vote { vote: Vote, granted: bool, last: Option<EntryId> },
+    Vote {
+        vote: Vote,
+        granted: bool,
+        last: Option<EntryId>,
+    },
     PreVote(PreVoteAnswer),
     /// How far the ledger is with what was received, as the archive encodes it.
-    SnapshotBegin { has: Bytes },
+    SnapshotBegin {
+        has: Bytes,
+    },
     SnapshotChunk,
-    SnapshotInstall { vote: Vote },
+    SnapshotInstall {
+        vote: Vote,
+    },
     /// One for each write.
     Write(Vec<Result<Outcome, WriteError>>),
-    ReadIndex { index: u64 },
+    ReadIndex {
+        index: u64,
+    },
     /// The peer cannot do what was asked; nothing was done.
     Refused(Refused),
 }
@@ -156,9 +164,8 @@ pub(super) fn append_request(
     committed: Option<EntryId>,
     entries: Vec<(EntryId, Bytes)>,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Error> {
-    let decoded = entries.iter().map(|(id, payload)| {
-        Ok(Entry { log_id: log::log_id(*id), payload: log::decode(payload)? })
-    });
+    let decoded =
+        entries.iter().map(|(id, payload)| Ok(Entry { log_id: log::log_id(*id), payload: log::decode(payload)? }));
     Ok(AppendEntriesRequest {
         vote: raft_vote(vote),
         prev_log_id: previous.map(log::log_id),

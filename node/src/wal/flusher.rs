@@ -12,6 +12,7 @@ use super::stats::Counters;
 use super::writer::Writer;
 use super::{Done, EntryId, Vote, lock};
 use crate::error::Error;
+use crate::planted::{Bug, planted};
 use crate::rt;
 
 /// How long records that nobody waits for may stay in memory.
@@ -158,8 +159,11 @@ impl Shared {
     async fn flush_simulated(self: Arc<Self>) {
         while let Some(round) = self.take_due() {
             let _in_round = self.counters.round();
-            let ops = self.write(round.ops);
+            let mut ops = self.write(round.ops);
             if round.urgent {
+                if planted(Bug::AckBeforeFsync) {
+                    std::mem::take(&mut ops).into_iter().for_each(|done| done(Ok(())));
+                }
                 rt::sleep(rt::fsync_latency()).await;
                 self.sync(ops);
             }

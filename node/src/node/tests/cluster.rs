@@ -4,6 +4,8 @@
 //! `SAMOVAR_SEEDS=N` runs so many fresh ones.
 
 mod chaos;
+mod elections;
 mod history;
 mod members;
+mod planted;
 mod world;

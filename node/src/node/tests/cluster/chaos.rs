@@ -1,6 +1,6 @@
 //! Faults of all kinds under clients, and what must hold afterwards.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use rand::{Rng, SeedableRng};
 use super::super::*;
 use super::history::{self, Act};
 use super::world::World;
-use crate::entry::Entry;
 use crate::rt::sim::{sleep_true, spawn_outside};
 use crate::transport::sim::Weather;
 use crate::view::Opening;
@@ -57,8 +56,7 @@ fn value_number(bytes: &[u8]) -> u64 {
 
 fn put(key: u64, value: u64, size: usize, named: bool) -> Write {
     let value_bytes = value_bytes(value, size);
-    let operation =
-        Operation::Put { key: key_name(key), value: value_bytes, media_type: "a/b".into(), blob: false };
+    let operation = Operation::Put { key: key_name(key), value: value_bytes, media_type: "a/b".into(), blob: false };
     let mut fingerprint = [0; 32];
     fingerprint[..8].copy_from_slice(&value.to_le_bytes());
     let idempotency = named.then(|| Idempotency { key: format!("v{value}"), fingerprint });
@@ -106,6 +104,7 @@ async fn client(world: World, number: u64, seed: u64, log: Log, until: tokio::ti
             let size = [8, 300, 5000, 60_000][rng.gen_range(0..4)];
             let named = rng.gen_bool(0.5);
             seen.act = Act::Wrote(value);
+            let mut doubt = false;
             // A named write is asked for again until it is answered, on whichever node.
             loop {
                 let write = put(key, value, size, named);
@@ -115,11 +114,11 @@ async fn client(world: World, number: u64, seed: u64, log: Log, until: tokio::ti
                         seen.entry = Some(committed.transaction);
                     }
                     Answer::Got(Outcome::Refused(refusal)) => world.violated(format!("{value:x} refused: {refusal:?}")),
-                    Answer::Refused(_) if seen.answered.is_none() && !seen.refused => seen.refused = true,
-                    Answer::Refused(_) => {}
+                    // Says nothing of a try before this one.
+                    Answer::Refused(_) => seen.refused = !doubt,
                     Answer::Unknown => {
                         world.count("unknown");
-                        seen.refused = false;
+                        doubt = true;
                         if named && rt::instant() < until {
                             at = ids[rng.gen_range(0..ids.len())];
                             sleep_true(Duration::from_millis(rng.gen_range(1..200))).await;
@@ -130,8 +129,12 @@ async fn client(world: World, number: u64, seed: u64, log: Log, until: tokio::ti
                 break;
             }
         } else {
-            match call(&world, at, |node| async move { node.get(&key_name(key), Consistency::Linearizable, None).await })
-                .await
+            match call(
+                &world,
+                at,
+                |node| async move { node.get(&key_name(key), Consistency::Linearizable, None).await },
+            )
+            .await
             {
                 Answer::Got(reading) => {
                     seen.answered = Some(begun.elapsed());
@@ -170,7 +173,9 @@ async fn faults(world: World, until: tokio::time::Instant) {
             }
             2 => {
                 world.count("crash of all");
-                ids.iter().for_each(|id| drop(world.crash(*id)));
+                for id in &ids {
+                    world.crash(*id);
+                }
                 wait(1..300).await;
                 for id in &ids {
                     world.start(*id).await;
@@ -270,7 +275,10 @@ pub(super) fn run(seed: u64, nodes: u64) -> Result<Report, (String, Vec<String>)
             spawn_outside(async move {
                 loop {
                     world.look_at_checkpoints();
-                    sleep_true(Duration::from_millis(50)).await;
+                    for _ in 0..5 {
+                        world.look_at_leaders();
+                        sleep_true(Duration::from_millis(10)).await;
+                    }
                 }
             })
         };
@@ -281,11 +289,13 @@ pub(super) fn run(seed: u64, nodes: u64) -> Result<Report, (String, Vec<String>)
         let log = log.lock().unwrap().clone();
         let checked = match world.violation() {
             Some(violation) => Err(violation),
-            None => check(&world, &log).await,
+            None => check(&world, &log).await.and_then(|()| world.failure().map_or(Ok(()), Err)),
         };
         watcher.abort();
         let restarts = world.ids().iter().filter_map(|id| world.node(*id)).map(|(_, n)| n.status().raft_restarts).sum();
-        world.ids().into_iter().for_each(|id| drop(world.crash(id)));
+        for id in world.ids() {
+            world.crash(id);
+        }
         let trace = world.network().take_trace();
         let writes = log.iter().filter(|s| s.entry.is_some()).count();
         let reads = log.iter().filter(|s| matches!(s.act, Act::Read(_)) && s.answered.is_some()).count();
@@ -302,15 +312,14 @@ async fn check(world: &World, log: &[Seen]) -> Result<(), String> {
     // Progress: every node takes a write.
     let deadline = rt::instant() + RECOVERY;
     for id in world.ids() {
-        let mut last = String::new();
         loop {
             let write = put(KEYS, 1 << 63 | id, 8, true);
-            match call(world, id, |node| async move { node.write(write).await }).await {
+            let last = match call(world, id, |node| async move { node.write(write).await }).await {
                 Answer::Got(Outcome::Committed(_)) => break,
-                Answer::Got(Outcome::Refused(refusal)) => last = format!("{refusal:?}"),
-                Answer::Refused(why) => last = why,
-                Answer::Unknown => last = "unknown".into(),
-            }
+                Answer::Got(Outcome::Refused(refusal)) => format!("{refusal:?}"),
+                Answer::Refused(why) => why,
+                Answer::Unknown => "unknown".into(),
+            };
             if rt::instant() > deadline {
                 return Err(format!("node {id} takes no write {RECOVERY:?} after the faults ended: {last}"));
             }
@@ -319,16 +328,11 @@ async fn check(world: &World, log: &[Seen]) -> Result<(), String> {
         }
     }
     // One chain: everybody has the same.
-    let mut heads = BTreeMap::new();
-    loop {
-        for id in world.ids() {
-            heads.insert(id, world.node(id).map_or(0, |(_, node)| node.head().borrow().size));
-        }
-        if heads.values().collect::<BTreeSet<_>>().len() == 1 {
-            break;
-        }
+    while !world.is_level(&world.ids()) {
         if rt::instant() > deadline + RECOVERY {
-            return Err(format!("the nodes do not come to one end: {heads:?}"));
+            let ends = world.ids().into_iter().map(|id| world.node(id).map(|(_, node)| node.status()));
+            let ends: Vec<_> = ends.map(|s| s.map(|s| (s.role, s.head.size, s.checkpoint_size))).collect();
+            return Err(format!("the nodes do not come to one end, signed by each: {ends:?}"));
         }
         sleep_true(Duration::from_millis(50)).await;
     }
@@ -338,7 +342,7 @@ async fn check(world: &World, log: &[Seen]) -> Result<(), String> {
     for id in world.ids() {
         let (_, node) = world.node(id).ok_or_else(|| format!("node {id} went down"))?;
         check_chain(&node).map_err(|e| format!("node {id}: {e}"))?;
-        let size = usize::try_from(heads[&id]).unwrap();
+        let size = usize::try_from(node.head().borrow().size).unwrap();
         let records = node.inner.ledger.records(0, size).map_err(|e| format!("node {id}: {e}"))?;
         for record in &records {
             for (key, opening) in &record.openings {
@@ -355,11 +359,11 @@ async fn check(world: &World, log: &[Seen]) -> Result<(), String> {
         }
         let lines: Vec<_> = records.into_iter().map(|record| record.line.to_vec()).collect();
         if let Some(first) = &first
-            && let Some(index) = (0..size).find(|i| first[*i] != lines[*i])
+            && let Some(index) = (0..size).find(|i| first.get(*i) != lines.get(*i))
         {
             let text = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
-            let (a, b) = (text(&first[index]), text(&lines[index]));
-            return Err(format!("node {id} has another entry {index} than node 1: {a} and {b}"));
+            let (a, b) = (first.get(index).map(|l| text(l)), text(&lines[index]));
+            return Err(format!("node {id} has another entry {index} than node 1: {a:?} and {b}"));
         }
         first.get_or_insert(lines);
     }
@@ -401,25 +405,33 @@ fn seeds(default: u64) -> Vec<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     match number("SAMOVAR_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("SAMOVAR_SEEDS").unwrap_or(default)).map(|_| rand::thread_rng().gen_range(0..1 << 32)).collect(),
+        None => {
+            (0..number("SAMOVAR_SEEDS").unwrap_or(default)).map(|_| rand::thread_rng().gen_range(0..1 << 32)).collect()
+        }
     }
 }
 
-/// Runs worlds; panics at the first that goes wrong, with the command that repeats it.
+/// Runs worlds; tells of each that goes wrong, with the command that repeats it.
 fn worlds(nodes: u64, count: u64, test: &str) {
     let mut totals: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut wrong = Vec::new();
     let all = seeds(count);
     for (n, seed) in all.iter().enumerate() {
         println!("seed {seed}");
-        let report = run(*seed, nodes).unwrap_or_else(|(violation, trace)| {
-            let path = std::env::temp_dir().join(format!("samovar-trace-{seed}"));
-            save(&path, &trace);
-            panic!(
-                "{nodes} nodes, seed {seed}: {violation}\nthe trace: {}\nagain: SAMOVAR_SEED={seed} cargo test -p \
-                 samovar-node --lib node::tests::cluster::chaos::{test} -- --nocapture",
-                path.display()
-            )
-        });
+        let report = match run(*seed, nodes) {
+            Ok(report) => report,
+            Err((violation, trace)) => {
+                let path = std::env::temp_dir().join(format!("samovar-trace-{seed}"));
+                save(&path, &trace);
+                wrong.push(format!(
+                    "{nodes} nodes, seed {seed}: {violation}\nthe trace: {}\nagain: SAMOVAR_SEED={seed} cargo test -p \
+                     samovar-node --lib node::tests::cluster::chaos::{test} -- --nocapture",
+                    path.display()
+                ));
+                println!("{}", wrong[wrong.len() - 1]);
+                continue;
+            }
+        };
         if n < 2 {
             let again = run(*seed, nodes).unwrap_or_else(|(e, _)| panic!("seed {seed} went well, and then: {e}"));
             let differs = report.trace.iter().zip(&again.trace).position(|(a, b)| a != b);
@@ -440,6 +452,7 @@ fn worlds(nodes: u64, count: u64, test: &str) {
         }
     }
     println!("{} worlds of {nodes} nodes: {totals:?}", all.len());
+    assert!(wrong.is_empty(), "{} of {} worlds went wrong:\n{}", wrong.len(), all.len(), wrong.join("\n"));
 }
 
 fn save(path: &std::path::Path, trace: &[String]) {

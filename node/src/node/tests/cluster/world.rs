@@ -40,6 +40,10 @@ struct State {
     rng: StdRng,
     /// What went against what must hold, first first.
     violations: Vec<String>,
+    /// Nodes that ended by themselves, first first: wrong too, but it says less.
+    failures: Vec<String>,
+    /// Term → who led in it.
+    leaders: BTreeMap<u64, u64>,
     /// Size → root of every checkpoint that any node published.
     checkpoints: BTreeMap<u64, (u64, Hash)>,
     counts: BTreeMap<&'static str, u64>,
@@ -61,6 +65,8 @@ impl World {
         let state = State {
             rng: StdRng::seed_from_u64(seed ^ 0xfa17),
             violations: Vec::new(),
+            failures: Vec::new(),
+            leaders: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
             counts: BTreeMap::new(),
             starting: std::collections::BTreeSet::new(),
@@ -102,8 +108,14 @@ impl World {
         lock(&self.0.state).violations.push(what);
     }
 
+    /// What must hold and did not.
     pub(super) fn violation(&self) -> Option<String> {
         lock(&self.0.state).violations.first().cloned()
+    }
+
+    /// A node that ended by itself.
+    pub(super) fn failure(&self) -> Option<String> {
+        lock(&self.0.state).failures.first().cloned()
     }
 
     fn host(&self, id: u64) -> MutexGuard<'_, Host> {
@@ -152,7 +164,7 @@ impl World {
         let transport = self.network().transport(id);
         let started = power.spawn(async move {
             let disk: Arc<dyn Disk> = Arc::new(disk);
-            let (identity, keys) = Identity::load(disk.as_ref(), &config().data)?;
+            let (identity, keys) = Identity::load(config().place(disk.as_ref()))?;
             let shelf = Shelf::Memory(rows);
             Node::start_on(Ground { disk, config: config(), shelf, transport }, identity, keys).await
         });
@@ -191,8 +203,8 @@ impl World {
             world.network().note(|| format!("node {id} failed: {error}"));
             let by_disk = world.disk(id).is_dead();
             world.count(if by_disk { "failed by its disk" } else { "failed" });
-            if !by_disk && !lock(&world.0.state).counts.contains_key("disk fault") {
-                world.violated(format!("node {id} failed: {error}"));
+            if !by_disk {
+                lock(&world.0.state).failures.push(format!("node {id} failed: {error}"));
             }
             if world.crash(id) {
                 sleep_true(Duration::from_millis(world.draw(BOOT_MS))).await;
@@ -282,6 +294,18 @@ impl World {
         panic!("{what}: {last}");
     }
 
+    /// Whether nodes are all up, at one end of the chain log, and have signed it.
+    pub(super) fn is_level(&self, ids: &[u64]) -> bool {
+        let ends = ids.iter().flat_map(|id| match self.node(*id) {
+            Some((_, node)) => {
+                let status = node.status();
+                [status.head.size, status.checkpoint_size]
+            }
+            None => [0, u64::MAX],
+        });
+        ends.collect::<std::collections::BTreeSet<_>>().len() == 1
+    }
+
     /// Who leads, as the nodes say that are up.
     pub(super) fn leader(&self) -> Option<u64> {
         let leads = |id: &u64| self.node(*id).is_some_and(|(_, node)| node.status().role == "leader");
@@ -297,6 +321,19 @@ impl World {
             sleep_true(Duration::from_millis(1)).await;
         }
         panic!("nobody leads after 10 s");
+    }
+
+    /// Looks who leads: there is one leader to a term.
+    pub(super) fn look_at_leaders(&self) {
+        for id in self.ids() {
+            let Some(status) = self.node(id).map(|(_, node)| node.status()).filter(|s| s.role == "leader") else {
+                continue;
+            };
+            let first = *lock(&self.0.state).leaders.entry(status.term).or_insert(id);
+            if first != id {
+                self.violated(format!("nodes {first} and {id} both lead in term {}", status.term));
+            }
+        }
     }
 
     /// Looks at the checkpoints that are published now: there is one root for each size.
@@ -320,6 +357,7 @@ impl World {
         self.network().set_weather(Weather::fair());
         for id in self.ids() {
             self.set_fsync_us(id, 300..3000);
+            self.disk(id).crash_at(u64::MAX, CrashPoint::Before);
             if let Some((power, _)) = self.node(id) {
                 power.resume();
                 power.set_wall_offset_ms(0);
