@@ -36,10 +36,8 @@ impl Node {
     /// Answers a message that the transport brought from a peer. Whoever calls has checked that the sender is the member
     /// `from` of the cluster.
     pub async fn answer(&self, from: u64, message: Bytes) -> Bytes {
-        tracing::trace!(from, bytes = message.len(), "a message of a peer");
         let inner = &self.inner;
-        let member = inner.consensus.members().iter().any(|member| member.node == from);
-        let desk = Desk { writes: inner.writes.clone(), reads: inner.reads.clone(), room: self.room(), member };
+        let desk = Desk { from, writes: inner.writes.clone(), reads: inner.reads.clone(), room: self.room() };
         inner.consensus.answer(&message, &desk).await
     }
 

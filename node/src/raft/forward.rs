@@ -186,31 +186,36 @@ async fn applied(core: &Core, index: u64) -> Result<(), Error> {
 
 /// Where the leader takes in what its peers send it.
 pub(crate) struct Desk {
+    /// Who asks.
+    pub from: u64,
     pub writes: mpsc::Sender<Job>,
     pub reads: mpsc::Sender<ReadJob>,
     /// Whether there is room for a write.
     pub room: Result<(), Error>,
-    /// Whether who asks is a member of the cluster.
-    pub member: bool,
 }
 
 impl Desk {
     pub(super) async fn answer(&self, core: &Core, request: Request) -> Answer {
-        let leads = core.raft().map(|raft| {
-            let metrics = raft.metrics();
-            let m = metrics.borrow();
-            if m.state == ServerState::Leader { Ok(()) } else { Err(m.current_leader) }
-        });
-        if !self.member {
-            return Answer::Refused(Refused::Unavailable("the node that asks is no member of the cluster".into()));
+        match (self.refusal(core), request) {
+            (Some(refused), _) => Answer::Refused(refused),
+            (None, Request::Write { writes }) => self.write(writes).await,
+            (None, Request::ReadIndex) => self.read_index(core).await,
+            (None, _) => Answer::Refused(Refused::Unavailable("this is no question of a client".into())),
         }
-        match (leads, request) {
-            (Err(error), _) => Answer::Refused(Refused::Unavailable(error.to_string())),
-            (Ok(Err(leader)), _) => Answer::Refused(Refused::NotLeader(leader)),
-            (Ok(Ok(())), Request::Write { writes }) => self.write(writes).await,
-            (Ok(Ok(())), Request::ReadIndex) => self.read_index(core).await,
-            (Ok(Ok(())), _) => Answer::Refused(Refused::Unavailable("this is no question of a client".into())),
+    }
+
+    /// Why this node does nothing for who asks, if so.
+    fn refusal(&self, core: &Core) -> Option<Refused> {
+        let raft = match core.raft() {
+            Ok(raft) => raft,
+            Err(error) => return Some(Refused::Unavailable(error.to_string())),
+        };
+        let metrics = raft.metrics();
+        let m = metrics.borrow();
+        if m.membership_config.membership().get_node(&self.from).is_none() {
+            return Some(Refused::Unavailable("the node that asks is no member of the cluster".into()));
         }
+        (m.state != ServerState::Leader).then_some(Refused::NotLeader(m.current_leader))
     }
 
     async fn write(&self, writes: Vec<WriteCommand>) -> Answer {

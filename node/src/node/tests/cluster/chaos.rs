@@ -22,8 +22,8 @@ const CLIENTS: u64 = 5;
 const KEYS: u64 = 4;
 /// How long a client waits for an answer before it takes the outcome for unknown.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(4);
-/// Worlds in every run of the tests, of three nodes and of five.
-const SEEDS: (u64, u64) = (24, 8);
+/// Worlds in every run of the tests: of three nodes, of five, and of three to five.
+const SEEDS: (u64, u64, u64) = (24, 8, 12);
 
 /// A write or read of a client, as it saw it.
 #[derive(Debug, Clone)]
@@ -89,12 +89,13 @@ where
 /// One client: works on a node until that fails it, then on another.
 async fn client(world: World, number: u64, seed: u64, log: Log, until: tokio::time::Instant) {
     let mut rng = StdRng::seed_from_u64(seed ^ number << 8 ^ 0xc11e);
-    let ids = world.ids();
+    let mut ids = world.ids();
     let mut at = ids[usize::try_from(number).unwrap() % ids.len()];
     let begun = rt::instant();
     let mut serial = 0;
     while rt::instant() < until {
         sleep_true(Duration::from_micros(rng.gen_range(500..60_000))).await;
+        ids = world.ids();
         let key = rng.gen_range(0..KEYS);
         serial += 1;
         let value = number << 32 | serial;
@@ -155,16 +156,15 @@ async fn client(world: World, number: u64, seed: u64, log: Log, until: tokio::ti
 }
 
 /// One fault after the other.
-async fn faults(world: World, until: tokio::time::Instant) {
-    let ids = world.ids();
+async fn faults(world: World, until: tokio::time::Instant, changes: bool) {
     let wait = |range: std::ops::Range<u64>| {
         let ms = world.draw(range);
         sleep_true(Duration::from_millis(ms))
     };
     while rt::instant() < until {
         wait(100..1500).await;
-        let id = ids[usize::try_from(world.draw(0..ids.len() as u64)).unwrap()];
-        match world.draw(0..12) {
+        let (ids, id) = (world.ids(), world.any());
+        match world.draw(0..if changes { 18 } else { 12 }) {
             0 | 1 => {
                 world.count("crash");
                 world.crash(id);
@@ -192,7 +192,7 @@ async fn faults(world: World, until: tokio::time::Instant) {
             }
             5 => {
                 world.count("cut one way");
-                let other = ids[usize::try_from(world.draw(0..ids.len() as u64)).unwrap()];
+                let other = world.any();
                 world.network().cut(id, other);
                 wait(100..2500).await;
                 world.network().heal();
@@ -229,6 +229,23 @@ async fn faults(world: World, until: tokio::time::Instant) {
                 let point = if world.chance(0.5) { CrashPoint::Before } else { CrashPoint::After };
                 disk.crash_at(disk.durable_operations() + ahead, point);
             }
+            // A change of the members, and some other fault beside it.
+            12.. => {
+                let changing = world.clone();
+                let grows = ids.len() < 5 && (ids.len() <= 3 || world.chance(0.5));
+                let change = spawn_outside(async move {
+                    if grows { changing.try_to_grow().await } else { changing.try_to_shrink().await }
+                });
+                if world.chance(0.5) {
+                    wait(1..500).await;
+                    let leader = world.leader().unwrap_or(id);
+                    world.count("crash");
+                    world.crash(leader);
+                    wait(1..500).await;
+                    world.start(leader).await;
+                }
+                change.await.unwrap();
+            }
             _ => {
                 world.count("crash with a loss");
                 world.crash(id);
@@ -258,9 +275,9 @@ pub(super) struct Report {
 }
 
 /// Runs one world to its end.
-pub(super) fn run(seed: u64, nodes: u64) -> Result<Report, (String, Vec<String>)> {
+pub(super) fn run(seed: u64, nodes: u64, changes: bool) -> Result<Report, (String, Vec<String>)> {
     simulate(seed, async {
-        let world = World::new(seed, nodes);
+        let world = World::with_spares(seed, nodes, if changes { 6 } else { 0 });
         world.network().trace();
         world.found_cluster().await;
         world.network().set_weather(usual());
@@ -275,14 +292,11 @@ pub(super) fn run(seed: u64, nodes: u64) -> Result<Report, (String, Vec<String>)
             spawn_outside(async move {
                 loop {
                     world.look_at_checkpoints();
-                    for _ in 0..5 {
-                        world.look_at_leaders();
-                        sleep_true(Duration::from_millis(10)).await;
-                    }
+                    sleep_true(Duration::from_millis(50)).await;
                 }
             })
         };
-        faults(world.clone(), until).await;
+        faults(world.clone(), until, changes).await;
         for client in clients {
             client.await.unwrap();
         }
@@ -308,7 +322,7 @@ pub(super) fn run(seed: u64, nodes: u64) -> Result<Report, (String, Vec<String>)
 
 /// What must hold once the faults are over.
 async fn check(world: &World, log: &[Seen]) -> Result<(), String> {
-    world.heal().await;
+    world.reconcile().await;
     // Progress: every node takes a write.
     let deadline = rt::instant() + RECOVERY;
     for id in world.ids() {
@@ -412,13 +426,13 @@ fn seeds(default: u64) -> Vec<u64> {
 }
 
 /// Runs worlds; tells of each that goes wrong, with the command that repeats it.
-fn worlds(nodes: u64, count: u64, test: &str) {
+fn worlds(nodes: u64, changes: bool, count: u64, test: &str) {
     let mut totals: BTreeMap<&str, u64> = BTreeMap::new();
     let mut wrong = Vec::new();
     let all = seeds(count);
     for (n, seed) in all.iter().enumerate() {
         println!("seed {seed}");
-        let report = match run(*seed, nodes) {
+        let report = match run(*seed, nodes, changes) {
             Ok(report) => report,
             Err((violation, trace)) => {
                 let path = std::env::temp_dir().join(format!("samovar-trace-{seed}"));
@@ -433,7 +447,8 @@ fn worlds(nodes: u64, count: u64, test: &str) {
             }
         };
         if n < 2 {
-            let again = run(*seed, nodes).unwrap_or_else(|(e, _)| panic!("seed {seed} went well, and then: {e}"));
+            let again =
+                run(*seed, nodes, changes).unwrap_or_else(|(e, _)| panic!("seed {seed} went well, and then: {e}"));
             let differs = report.trace.iter().zip(&again.trace).position(|(a, b)| a != b);
             assert!(
                 differs.is_none() && report.trace.len() == again.trace.len(),
@@ -465,10 +480,15 @@ fn save(path: &std::path::Path, trace: &[String]) {
 
 #[test]
 fn three_nodes_lose_nothing_and_repeat_from_their_seed() {
-    worlds(3, SEEDS.0, "three_nodes_lose_nothing_and_repeat_from_their_seed");
+    worlds(3, false, SEEDS.0, "three_nodes_lose_nothing_and_repeat_from_their_seed");
 }
 
 #[test]
 fn five_nodes_lose_nothing_and_repeat_from_their_seed() {
-    worlds(5, SEEDS.1, "five_nodes_lose_nothing_and_repeat_from_their_seed");
+    worlds(5, false, SEEDS.1, "five_nodes_lose_nothing_and_repeat_from_their_seed");
+}
+
+#[test]
+fn members_come_and_go_and_nothing_is_lost() {
+    worlds(3, true, SEEDS.2, "members_come_and_go_and_nothing_is_lost");
 }

@@ -42,12 +42,12 @@ struct State {
     violations: Vec<String>,
     /// Nodes that ended by themselves, first first: wrong too, but it says less.
     failures: Vec<String>,
-    /// Term → who led in it.
-    leaders: BTreeMap<u64, u64>,
     /// Size → root of every checkpoint that any node published.
     checkpoints: BTreeMap<u64, (u64, Hash)>,
     counts: BTreeMap<&'static str, u64>,
-    /// Where a node was last restarted on purpose: it is not to be started twice.
+    /// Nodes that belong to the cluster, or are to.
+    active: std::collections::BTreeSet<u64>,
+    /// Nodes that are being started: not twice at once.
     starting: std::collections::BTreeSet<u64>,
 }
 
@@ -61,19 +61,24 @@ fn config() -> Config {
 
 impl World {
     pub(super) fn new(seed: u64, nodes: u64) -> Self {
+        Self::with_spares(seed, nodes, 0)
+    }
+
+    /// With machines that belong to no cluster yet.
+    pub(super) fn with_spares(seed: u64, nodes: u64, spares: u64) -> Self {
         let host = |id| Host { disk: SimDisk::new(seed ^ id << 32), rows: Arc::default(), fsync_us: 300..3000 };
         let state = State {
             rng: StdRng::seed_from_u64(seed ^ 0xfa17),
             violations: Vec::new(),
             failures: Vec::new(),
-            leaders: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
             counts: BTreeMap::new(),
+            active: (1..=nodes).collect(),
             starting: std::collections::BTreeSet::new(),
         };
         Self(Arc::new(Shared {
             network: SimNetwork::new(seed ^ 0x0e7, Weather::fair()),
-            hosts: (1..=nodes).map(|id| (id, Mutex::new(host(id)))).collect(),
+            hosts: (1..=nodes + spares).map(|id| (id, Mutex::new(host(id)))).collect(),
             state: Mutex::new(state),
         }))
     }
@@ -82,8 +87,15 @@ impl World {
         &self.0.network
     }
 
+    /// The nodes that belong to the cluster.
     pub(super) fn ids(&self) -> Vec<u64> {
-        self.0.hosts.keys().copied().collect()
+        lock(&self.0.state).active.iter().copied().collect()
+    }
+
+    /// One of them.
+    pub(super) fn any(&self) -> u64 {
+        let ids = self.ids();
+        ids[usize::try_from(self.draw(0..ids.len() as u64)).unwrap()]
     }
 
     pub(super) fn draw(&self, range: std::ops::Range<u64>) -> u64 {
@@ -263,6 +275,72 @@ impl World {
         assert!(self.start(id).await, "node {id} starts");
     }
 
+    /// Brings a spare machine in, as far as the faults let it.
+    pub(super) async fn try_to_grow(&self) {
+        let used = |id: &u64| !self.disk(*id).files().is_empty();
+        let Some(id) = self.0.hosts.keys().copied().find(|id| !used(id)) else { return };
+        let Some(Ok(admission)) = self.on(self.any(), move |node| async move { node.admission(id) }).await else {
+            return;
+        };
+        let disk: Arc<dyn Disk> = Arc::new(self.disk(id));
+        Node::join(&disk, &config(), &format!("node{id}"), &admission).unwrap();
+        lock(&self.0.state).active.insert(id);
+        self.start(id).await;
+        let address = format!("node{id}:8444");
+        let taken_in = self.try_to_lead(|node| {
+            let address = address.clone();
+            async move { node.add_learner(id, &address).await }
+        });
+        if taken_in.await && self.try_to_lead(|node| async move { node.promote(id).await }).await {
+            self.count("member added");
+        }
+    }
+
+    /// Takes a member out, as far as the faults let it.
+    pub(super) async fn try_to_shrink(&self) {
+        let gone = self.any();
+        let removed = self.try_to_lead(|node| async move {
+            match node.remove(gone).await {
+                Err(Error::NotFound(_)) => Ok(()),
+                done => done,
+            }
+        });
+        if removed.await {
+            self.count("member removed");
+            sleep_true(Duration::from_millis(self.draw(0..1000))).await;
+            lock(&self.0.state).active.remove(&gone);
+            self.crash(gone);
+        }
+    }
+
+    async fn try_to_lead<F>(&self, act: impl Fn(Node) -> F) -> bool
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        for _ in 0..20 {
+            if let Some(leader) = self.leader()
+                && let Ok(Some(Ok(()))) = tokio::time::timeout(Duration::from_secs(2), self.on(leader, &act)).await
+            {
+                return true;
+            }
+            sleep_true(Duration::from_millis(100)).await;
+        }
+        false
+    }
+
+    /// Brings the machines that run in line with what the leader says of the members.
+    pub(super) async fn reconcile(&self) {
+        self.heal().await;
+        let leader = self.wait_for_leader().await;
+        let Some(members) = self.node(leader).map(|(_, node)| node.members()) else { return };
+        let members: std::collections::BTreeSet<u64> = members.into_iter().map(|member| member.node).collect();
+        for id in self.ids().into_iter().filter(|id| !members.contains(id)) {
+            self.crash(id);
+        }
+        lock(&self.0.state).active = members;
+        self.heal().await;
+    }
+
     /// Has the leader take a node in and make it a voter.
     pub(super) async fn grow(&self, id: u64) {
         let address = format!("node{id}:8444");
@@ -321,19 +399,6 @@ impl World {
             sleep_true(Duration::from_millis(1)).await;
         }
         panic!("nobody leads after 10 s");
-    }
-
-    /// Looks who leads: there is one leader to a term.
-    pub(super) fn look_at_leaders(&self) {
-        for id in self.ids() {
-            let Some(status) = self.node(id).map(|(_, node)| node.status()).filter(|s| s.role == "leader") else {
-                continue;
-            };
-            let first = *lock(&self.0.state).leaders.entry(status.term).or_insert(id);
-            if first != id {
-                self.violated(format!("nodes {first} and {id} both lead in term {}", status.term));
-            }
-        }
     }
 
     /// Looks at the checkpoints that are published now: there is one root for each size.
