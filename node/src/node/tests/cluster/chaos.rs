@@ -292,6 +292,7 @@ pub(super) fn run(seed: u64, nodes: u64, changes: bool) -> Result<Report, (Strin
             spawn_outside(async move {
                 loop {
                     world.look_at_checkpoints();
+                    world.look_at_terms();
                     sleep_true(Duration::from_millis(50)).await;
                 }
             })

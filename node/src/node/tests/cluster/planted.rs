@@ -14,7 +14,7 @@ fn found_after(bug: Bug, start: u64, limit: u64) -> Option<(u64, String)> {
 /// Each with the most worlds that it may take.
 const BUGS: [(Bug, u64); 8] = [
     (Bug::AckBeforeFsync, 30),
-    (Bug::VoteNotPersisted, 150),
+    (Bug::VoteNotPersisted, 30),
     (Bug::ForwardedWithoutName, 30),
     (Bug::StaleRead, 30),
     (Bug::ApplyReadsClock, 3),

@@ -45,6 +45,8 @@ struct State {
     /// Size → root of every checkpoint that any node published.
     checkpoints: BTreeMap<u64, (u64, Hash)>,
     counts: BTreeMap<&'static str, u64>,
+    /// The newest term that each node was seen in.
+    terms: BTreeMap<u64, u64>,
     /// Nodes that belong to the cluster, or are to.
     active: std::collections::BTreeSet<u64>,
     /// Nodes that are being started: not twice at once.
@@ -73,6 +75,7 @@ impl World {
             failures: Vec::new(),
             checkpoints: BTreeMap::new(),
             counts: BTreeMap::new(),
+            terms: BTreeMap::new(),
             active: (1..=nodes).collect(),
             starting: std::collections::BTreeSet::new(),
         };
@@ -399,6 +402,23 @@ impl World {
             sleep_true(Duration::from_millis(1)).await;
         }
         panic!("nobody leads after 10 s");
+    }
+
+    /// Looks at the terms: what a node has voted for it never forgets.
+    pub(super) fn look_at_terms(&self) {
+        for id in self.ids() {
+            let Some(status) = self.node(id).map(|(_, node)| node.status()).filter(|s| s.role != "stopped") else {
+                continue;
+            };
+            let before = {
+                let mut state = lock(&self.0.state);
+                let newest = state.terms.entry(id).or_default();
+                std::mem::replace(newest, status.term.max(*newest))
+            };
+            if status.term < before {
+                self.violated(format!("node {id} is in term {} and was in {before}: it forgot a vote", status.term));
+            }
+        }
     }
 
     /// Looks at the checkpoints that are published now: there is one root for each size.
