@@ -13,13 +13,13 @@ fn found_after(bug: Bug, start: u64, limit: u64) -> Option<(u64, String)> {
 
 /// Each with the most worlds that it may take.
 const BUGS: [(Bug, u64); 8] = [
-    (Bug::AckBeforeFsync, 30),
+    (Bug::AckBeforeFsync, 60),
     (Bug::VoteNotPersisted, 30),
     (Bug::ForwardedWithoutName, 30),
-    (Bug::StaleRead, 30),
+    (Bug::StaleRead, 200),
     (Bug::ApplyReadsClock, 3),
     (Bug::SnapshotWithoutLastBlock, 10),
-    (Bug::OutcomesLostAtRestart, 30),
+    (Bug::OutcomesLostAtRestart, 60),
     (Bug::ReleasedBeforeDurable, 10),
 ];
 
