@@ -149,8 +149,8 @@ class Lane:
         self.machines.append(other)
         other.start()
         other.console("samovar: slot A")
-        time.sleep(90)
-        point("with another TPM the data stays closed", not self.answers(other), "ssh answered")
+        point("with another TPM the console says that the data stays locked", bool(other.console(r"data\s+partition\s+stays\s+locked")))
+        point("and nobody is let in", not self.answers(other), "ssh answered")
         other.cut()
 
     def stick_and_bios(self) -> None:
