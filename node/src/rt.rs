@@ -105,10 +105,12 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    match sim::current() {
-        None => tokio::spawn(future),
-        Some(machine) => machine.spawn(future),
+    // Only tests have machines: else every task would be in the binary twice.
+    #[cfg(test)]
+    if let Some(machine) = sim::current() {
+        return machine.spawn(future);
     }
+    tokio::spawn(future)
 }
 
 /// Sleeps.

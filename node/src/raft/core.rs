@@ -1,6 +1,7 @@
 //! The running instance of openraft. Its core can end by itself where nothing is lost and nothing is wrong with the disk (a
 //! higher vote that meets a snapshot in flight, for one); it is then started again over the same raft log and ledger.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -59,14 +60,18 @@ impl Core {
         Ok(core)
     }
 
-    async fn begin(&self) -> Result<(), Error> {
-        let Parts { node, link, log, durable, applying, raft, .. } = &*self.0;
-        let ledger = Arc::clone(durable.ledger());
-        let machine = StateMachine::new(ledger, durable.clone(), log.clone(), Arc::clone(applying))?;
-        let begun = Raft::new(*node, Arc::new(config()?), link.clone(), log.clone(), machine).await;
-        let begun = begun.map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
-        *raft.write().unwrap_or_else(PoisonError::into_inner) = Some(begun);
-        Ok(())
+    /// Boxed here, since the future of an async function is compiled by whichever crate polls it: the start and the
+    /// supervisor would each bring all of openraft into the binary.
+    fn begin(&self) -> Pin<Box<dyn Future<Output = Result<(), Error>> + Send + '_>> {
+        Box::pin(async move {
+            let Parts { node, link, log, durable, applying, raft, .. } = &*self.0;
+            let ledger = Arc::clone(durable.ledger());
+            let machine = StateMachine::new(ledger, durable.clone(), log.clone(), Arc::clone(applying))?;
+            let begun = Raft::new(*node, Arc::new(config()?), link.clone(), log.clone(), machine).await;
+            let begun = begun.map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
+            *raft.write().unwrap_or_else(PoisonError::into_inner) = Some(begun);
+            Ok(())
+        })
     }
 
     /// The instance in use.
