@@ -72,7 +72,7 @@ def renews(authority, daemon, challenge):
     # The name leads elsewhere: the order fails, and what there is goes on to be served.
     authority.point(daemon.name, "127.0.0.9")
     assert daemon.command("rotate", "node")["site_ordered"], "rotate node orders a certificate too"
-    site = until(f"{daemon.name}: the failure told", 40, lambda: (s := daemon.site())["error"] and s)
+    site = until(f"{daemon.name}: the failure told", 90, lambda: (s := daemon.site())["error"] and s)
     assert daemon.name in site["error"] and site["next_try_ms"] and site["served"], f"why, and when next: {site}"
     assert daemon.metric('samovar_acme_orders_total{result="failed"}') >= 1
     assert daemon.metric("samovar_acme_failure_timestamp_seconds") > 0
