@@ -54,6 +54,19 @@ def nothing_is_pending(daemon):
         assert tls.selected_alpn_protocol() == "http/1.1", "beside an ordinary protocol, that one is chosen"
 
 
+def fails(daemon, served):
+    """Orders until an order fails: pebble takes an earlier proof of the name in one order of a hundred, even when it is told
+    never to, and then the order succeeds. Gives the status, the certificate served, and how many were issued."""
+    for issued in range(5):
+        assert daemon.command("rotate", "node")["site_ordered"], "rotate node orders a certificate too"
+        site = until(f"{daemon.name}: the end of an order", 40,
+                     lambda: (s := daemon.site()) and (s["error"] or daemon.certificate() != served) and s)
+        if site["error"]:
+            return site, served, issued
+        served = daemon.certificate()
+    raise AssertionError(f"{daemon.name}: five orders for a name that leads elsewhere, and none failed")
+
+
 def renews(authority, daemon, challenge):
     """Issue, renewal and an order that fails, under load."""
     authority.point(daemon.name, daemon.address)
@@ -71,8 +84,7 @@ def renews(authority, daemon, challenge):
 
     # The name leads elsewhere: the order fails, and what there is goes on to be served.
     authority.point(daemon.name, "127.0.0.9")
-    assert daemon.command("rotate", "node")["site_ordered"], "rotate node orders a certificate too"
-    site = until(f"{daemon.name}: the failure told", 90, lambda: (s := daemon.site())["error"] and s)
+    site, renewed, more = fails(daemon, renewed)
     assert daemon.name in site["error"] and site["next_try_ms"] and site["served"], f"why, and when next: {site}"
     assert daemon.metric('samovar_acme_orders_total{result="failed"}') >= 1
     assert daemon.metric("samovar_acme_failure_timestamp_seconds") > 0
@@ -86,7 +98,7 @@ def renews(authority, daemon, challenge):
     asked, failures = load.stop()
     assert asked > 100 and not failures, f"{daemon.name}: {len(failures)} of {asked} requests failed: {failures[:5]}"
     entries = daemon.entries()
-    assert len(entries) == 3, f"each certificate is an entry, three were expected: {entries}"
+    assert len(entries) == 3 + more, f"each certificate is an entry, {3 + more} were expected: {entries}"
     print(f"RESULT acme {challenge}: issued, renewed, failed once and healed; 0 of {asked} requests failed", flush=True)
 
 
@@ -95,14 +107,20 @@ def heals(authority, daemon):
     authority.point(daemon.name, daemon.address)
     daemon.start()
     until(f"{daemon.name}: a certificate", 30, lambda: daemon.site()["served"])
-    old = daemon.certificate()
-    end_s = daemon.site()["not_after_s"]
-    daemon.stop()
-    time.sleep(max(0, end_s + 1 - time.time()))
-    # The name does not lead here for now: until there is a new one, the ledger's CA keeps the node within reach.
-    authority.point(daemon.name, "127.0.0.9")
-    daemon.start()
-    site = until(f"{daemon.name}: what is wrong", 40, lambda: (s := daemon.site())["error"] and s)
+    for _ in range(3):
+        old = daemon.certificate()
+        end_s = daemon.site()["not_after_s"]
+        daemon.stop()
+        time.sleep(max(0, end_s + 1 - time.time()))
+        # The name does not lead here for now: until there is a new one, the ledger's CA keeps the node within reach.
+        authority.point(daemon.name, "127.0.0.9")
+        daemon.start()
+        site = until(f"{daemon.name}: the end of an order", 40,
+                     lambda: (s := daemon.site()) and (s["error"] or s["served"]) and s)
+        if site["error"]:
+            break
+        # As in `fails`.
+    assert site["error"], f"three orders for a name that leads elsewhere, and none failed: {site}"
     assert not site["served"], f"an ended certificate is not shown: {site}"
     assert daemon.certificate() not in (old, None)
     authority.point(daemon.name, daemon.address)

@@ -69,7 +69,8 @@ class Authority:
         self.start_pebble()
 
     def start_pebble(self):
-        """Bad nonces stay at pebble's five in a hundred. Each order proves its names anew, or none of them could fail."""
+        """Bad nonces stay at pebble's five in a hundred. Orders prove their names anew, or none of them could fail: all
+        but one in a hundred, which lane.py reckons with (pebble compares with `rand.Intn(100) > 0`)."""
         self.pebble = self._start("pebble", "pebble", "-config", str(self.work / "pebble.json"), "-strict",
                                   "-dnsserver", "127.0.0.1:8053", PEBBLE_VA_NOSLEEP="1", PEBBLE_AUTHZREUSE="0")
         until("the directory", 10, lambda: self.fetch("https://127.0.0.1:14000/dir"))
