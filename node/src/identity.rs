@@ -93,30 +93,15 @@ fn key_path(data: &Path, which: &str) -> PathBuf {
 impl Identity {
     /// Makes keys and identity of a new ledger.
     pub(crate) fn create(place: Place<'_>, name: &str, origin: &str) -> Result<Self, Error> {
-        let Place { disk, data, .. } = place;
-        if durable::read(disk, &identity_path(data))?.is_some() {
-            return Err(Error::Invalid(format!("{} already holds a ledger", data.display())));
-        }
-        let keys = data.join("keys");
-        disk.create_directory(&keys).map_err(|e| Error::io(format!("making {}", keys.display()), &e))?;
-        let log = make_key(place, LOG, origin, Scheme::Ed25519)?;
-        let cosigner = make_key(place, COSIGNER, &format!("{origin}/{name}"), Scheme::Cosignature)?;
-        let identity = Self {
-            format: FORMAT,
-            node: 1,
-            name: name.to_owned(),
-            origin: origin.to_owned(),
-            log: log.verifier_key().to_string(),
-            cosigner: cosigner.verifier_key().to_string(),
-            begun: false,
-            joined: false,
-        };
-        identity.save(disk, data)?;
-        Ok(identity)
+        Self::make(place, name, &Admission { node: 1, origin: origin.to_owned(), log_seed: draw_seed() }, false)
     }
 
     /// Makes the identity of a node that joins a cluster, with a cosigning key of its own.
     pub(crate) fn join(place: Place<'_>, name: &str, admission: &Admission) -> Result<Self, Error> {
+        Self::make(place, name, admission, true)
+    }
+
+    fn make(place: Place<'_>, name: &str, admission: &Admission, joined: bool) -> Result<Self, Error> {
         let Place { disk, data, .. } = place;
         if durable::read(disk, &identity_path(data))?.is_some() {
             return Err(Error::Invalid(format!("{} already holds a ledger", data.display())));
@@ -124,10 +109,8 @@ impl Identity {
         let keys = data.join("keys");
         disk.create_directory(&keys).map_err(|e| Error::io(format!("making {}", keys.display()), &e))?;
         let Admission { node, origin, log_seed } = admission;
-        let log = Signer::from_seed(origin, Scheme::Ed25519, log_seed)
-            .map_err(|e| Error::Invalid(format!("{origin:?} cannot name a key: {e}")))?;
-        write_seed(place, LOG, log_seed)?;
-        let cosigner = make_key(place, COSIGNER, &format!("{origin}/{name}"), Scheme::Cosignature)?;
+        let log = keep_key(place, LOG, origin, Scheme::Ed25519, log_seed)?;
+        let cosigner = keep_key(place, COSIGNER, &format!("{origin}/{name}"), Scheme::Cosignature, &draw_seed())?;
         let identity = Self {
             format: FORMAT,
             node: *node,
@@ -136,7 +119,7 @@ impl Identity {
             log: log.verifier_key().to_string(),
             cosigner: cosigner.verifier_key().to_string(),
             begun: false,
-            joined: true,
+            joined,
         };
         identity.save(disk, data)?;
         Ok(identity)
@@ -204,21 +187,29 @@ impl Identity {
     }
 }
 
-fn make_key(place: Place<'_>, which: &str, name: &str, scheme: Scheme) -> Result<Signer, Error> {
+fn draw_seed() -> [u8; SEED_BYTES] {
     let mut seed = [0; SEED_BYTES];
     rt::fill_random(&mut seed);
-    let signer = Signer::from_seed(name, scheme, &seed)
+    seed
+}
+
+/// Makes a key of a seed, and its file, durably.
+fn keep_key(
+    place: Place<'_>,
+    which: &str,
+    name: &str,
+    scheme: Scheme,
+    seed: &[u8; SEED_BYTES],
+) -> Result<Signer, Error> {
+    let signer = Signer::from_seed(name, scheme, seed)
         .map_err(|e| Error::Invalid(format!("{name:?} cannot name a key: {e}")))?;
-    write_seed(place, which, &seed)?;
+    write_seed(place, which, seed)?;
     Ok(signer)
 }
 
 /// Makes the log key that is to follow and its file, durably. The chain log does not name it yet.
 pub(crate) fn make_next(place: Place<'_>, origin: &str, seed: &[u8; SEED_BYTES]) -> Result<Signer, Error> {
-    let signer = Signer::from_seed(origin, Scheme::Ed25519, seed)
-        .map_err(|e| Error::Invalid(format!("{origin:?} cannot name a key: {e}")))?;
-    write_seed(place, NEXT, seed)?;
-    Ok(signer)
+    keep_key(place, NEXT, origin, Scheme::Ed25519, seed)
 }
 
 /// Removes a log key that no entry names.
