@@ -8,8 +8,6 @@ pub(crate) enum Bug {
     AckBeforeFsync,
     /// A vote is not written down.
     VoteNotPersisted,
-    /// A leader resumes its term after a restart, without an election.
-    OwnVoteResumes,
     /// A leader answers linearizable reads without asking whether it still leads.
     StaleRead,
     /// Apply takes the time from the clock.

@@ -229,7 +229,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     async fn read_vote(&mut self) -> Result<Option<openraft::Vote<u64>>, Failure> {
         Ok(self.wal.vote().map(|vote| openraft::Vote {
             leader_id: openraft::LeaderId::new(vote.term, vote.node),
-            committed: vote.committed && (vote.node != self.node_id || planted(Bug::OwnVoteResumes)),
+            committed: vote.committed && vote.node != self.node_id,
         }))
     }
 
