@@ -26,6 +26,7 @@ mod archive;
 mod canonical;
 mod clock;
 mod cosign;
+mod cosigners;
 mod durable;
 mod identity;
 mod ledger;

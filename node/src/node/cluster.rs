@@ -1,27 +1,40 @@
 //! A node among peers: what it answers them, and who belongs to the cluster.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 
 use super::{Admission, Config, Inner, Node};
+use crate::command::Outcome;
+use crate::cosigners;
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::Identity;
+use crate::note::VerifierKey;
 use crate::raft::Desk;
 use crate::view::Member;
 
 impl Node {
     /// Makes the files of a node that joins a cluster, in an empty data directory. `name` is the name of the node;
-    /// `admission` comes from a member, by a way that nobody else reads.
+    /// `admission` comes from a member, by a way that nobody else reads. Gives the verifier key of the node's cosignatures,
+    /// which [`Node::add_learner`] is to be told.
     ///
     /// # Errors
     /// As [`Node::init`].
-    pub fn join(disk: &Arc<dyn Disk>, config: &Config, name: &str, admission: &Admission) -> Result<(), Error> {
+    pub fn join(disk: &Arc<dyn Disk>, config: &Config, name: &str, admission: &Admission) -> Result<String, Error> {
         let data = &config.data;
         disk.create_directory(data).map_err(|e| Error::io(format!("making {}", data.display()), &e))?;
-        Identity::join(config.place(disk.as_ref()), name, admission).map(drop)
+        Identity::join(config.place(disk.as_ref()), name, admission).map(|identity| identity.cosigner)
+    }
+
+    /// Verifier key of the cosignatures of the node whose data directory this is.
+    ///
+    /// # Errors
+    /// As [`Node::name_of`].
+    pub fn cosigner_of(disk: &Arc<dyn Disk>, data: &Path) -> Result<String, Error> {
+        Identity::read(disk.as_ref(), data).map(|identity| identity.cosigner)
     }
 
     /// What a node must know to join under the id `node`. Holds the log key.
@@ -47,14 +60,46 @@ impl Node {
         self.inner.consensus.members()
     }
 
-    /// Takes a node in as a learner: it gets everything and votes on nothing. `address` is where its peers reach it. Done
-    /// again with the same address it changes nothing.
+    /// Takes a node in as a learner: it gets everything and votes on nothing. `address` is where its peers reach it,
+    /// `cosigner` the verifier key of its cosignatures ([`Node::join`]), which count once it votes. Done again with the
+    /// same it changes nothing.
     ///
     /// # Errors
-    /// [`Error::NotLeader`]; [`Error::Invalid`] when the id is a member's at another address; [`Error::Unavailable`]
-    /// while another change is not committed; [`Error::Unknown`].
-    pub async fn add_learner(&self, node: u64, address: &str) -> Result<(), Error> {
+    /// [`Error::NotLeader`]; [`Error::Invalid`] when the id is a member's at another address or with another cosigning
+    /// key, or when name or key of the cosigner are another member's; [`Error::Unavailable`] while another change is not
+    /// committed; [`Error::Unknown`].
+    pub async fn add_learner(&self, node: u64, address: &str, cosigner: &str) -> Result<(), Error> {
+        self.enrol(node, cosigner).await?;
         self.inner.consensus.add_learner(node, address).await
+    }
+
+    /// Has the ledger name the cosigning key of a member.
+    async fn enrol(&self, node: u64, cosigner: &str) -> Result<(), Error> {
+        let inner = &self.inner;
+        inner.consensus.must_lead()?;
+        self.barrier().await?;
+        let key = cosigners::parse(&inner.identity.origin, cosigner)?;
+        let known = inner.ledger.cosigner(node)?;
+        if let Some(known) = known {
+            let same = known == key;
+            return if same {
+                Ok(())
+            } else {
+                Err(Error::Invalid(format!("node {node} cosigns as {known}, not {key}")))
+            };
+        }
+        let mut others = Vec::new();
+        for member in inner.consensus.members() {
+            others.extend(inner.cosigner_of_member(member.node)?.filter(|_| member.node != node));
+        }
+        let log = VerifierKey::parse(&self.log_info().vkey).map_err(|e| Error::Corrupt(format!("the log key: {e}")))?;
+        cosigners::check_beside(&log, &others, &key)?;
+        match self.write(cosigners::enrol(&inner.identity.name, node, &key)).await? {
+            Outcome::Committed(_) => Ok(()),
+            Outcome::Refused(_) => {
+                Err(Error::Unavailable(format!("node {node} is just being taken in by somebody else: try again")))
+            }
+        }
     }
 
     /// Says where a member is reached from now on: needed once for the node that began the cluster, before it takes in
@@ -85,6 +130,14 @@ impl Node {
 }
 
 impl Inner {
+    /// The cosigning key of a member, if it is known.
+    pub(super) fn cosigner_of_member(&self, node: u64) -> Result<Option<VerifierKey>, Error> {
+        if node == self.identity.node {
+            return cosigners::parse(&self.identity.origin, &self.identity.cosigner).map(Some);
+        }
+        self.ledger.cosigner(node)
+    }
+
     /// Refuses what a node with peers cannot do.
     pub(super) fn no_peers(&self, why: &str) -> Result<(), Error> {
         if self.consensus.members().len() <= 1 { Ok(()) } else { Err(Error::Invalid(why.to_owned())) }

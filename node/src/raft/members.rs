@@ -28,6 +28,13 @@ impl Consensus {
         membership.nodes().map(member).collect()
     }
 
+    /// Refuses what only the leader does.
+    pub(crate) fn must_lead(&self) -> Result<(), Error> {
+        let metrics = self.core.raft()?.metrics();
+        let m = metrics.borrow();
+        if m.state == ServerState::Leader { Ok(()) } else { Err(Error::NotLeader { leader: m.current_leader }) }
+    }
+
     /// Takes a node in as a learner. Done again, it changes nothing.
     pub(crate) async fn add_learner(&self, node: u64, address: &str) -> Result<(), Error> {
         let known = self.members().into_iter().find(|member| member.node == node);

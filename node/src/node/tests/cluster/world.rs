@@ -278,6 +278,12 @@ impl World {
         assert!(self.start(id).await, "node {id} starts");
     }
 
+    /// Verifier key of the cosignatures of a node whose files are made.
+    fn cosigner(&self, id: u64) -> String {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk(id));
+        Node::cosigner_of(&disk, &config().data).unwrap()
+    }
+
     /// Brings a spare machine in, as far as the faults let it.
     pub(super) async fn try_to_grow(&self) {
         let used = |id: &u64| !self.disk(*id).files().is_empty();
@@ -289,10 +295,10 @@ impl World {
         Node::join(&disk, &config(), &format!("node{id}"), &admission).unwrap();
         lock(&self.0.state).active.insert(id);
         self.start(id).await;
-        let address = format!("node{id}:8444");
+        let (address, cosigner) = (format!("node{id}:8444"), self.cosigner(id));
         let taken_in = self.try_to_lead(|node| {
-            let address = address.clone();
-            async move { node.add_learner(id, &address).await }
+            let (address, cosigner) = (address.clone(), cosigner.clone());
+            async move { node.add_learner(id, &address, &cosigner).await }
         });
         if taken_in.await && self.try_to_lead(|node| async move { node.promote(id).await }).await {
             self.count("member added");
@@ -346,10 +352,10 @@ impl World {
 
     /// Has the leader take a node in and make it a voter.
     pub(super) async fn grow(&self, id: u64) {
-        let address = format!("node{id}:8444");
+        let (address, cosigner) = (format!("node{id}:8444"), self.cosigner(id));
         let adding = |node: Node| {
-            let address = address.clone();
-            async move { node.add_learner(id, &address).await }
+            let (address, cosigner) = (address.clone(), cosigner.clone());
+            async move { node.add_learner(id, &address, &cosigner).await }
         };
         self.lead(&format!("taking in node {id}"), adding).await;
         self.lead(&format!("promoting node {id}"), |node| async move { node.promote(id).await }).await;
