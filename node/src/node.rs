@@ -201,9 +201,13 @@ impl Node {
         Ok(Self { inner })
     }
 
-    /// Answers what is in flight, makes everything durable, stops.
+    /// Hands the lead over, if this node has it and there are peers, answers what is in flight, makes everything durable,
+    /// stops.
     pub async fn stop(&self) {
         let inner = &self.inner;
+        if let Err(error) = self.drain().await {
+            tracing::warn!(%error, "the node stops as the leader: the others will elect another");
+        }
         inner.stopping.send_replace(true);
         let tasks = std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {

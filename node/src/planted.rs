@@ -22,6 +22,8 @@ pub(crate) enum Bug {
     ReleasedBeforeDurable,
     /// An election is begun without asking the peers first.
     NoPreVote,
+    /// A permit to vote for another is taken from whoever gives it.
+    PermitOfAnybody,
     /// A Raft core that ended stays so.
     CoreStaysEnded,
 }

@@ -31,6 +31,7 @@ mod answer;
 mod core;
 mod elect;
 mod forward;
+mod hand_over;
 mod log;
 mod members;
 mod message;
@@ -40,8 +41,9 @@ mod state;
 
 use answer::Responder;
 use core::Core;
-use elect::Heard;
+use elect::{Draining, Heard};
 pub(crate) use forward::Desk;
+use hand_over::Permits;
 use log::RaftLog;
 use peers::Link;
 pub(crate) use propose::{Job, Ping, Proposer, ReadJob, batcher};
@@ -109,6 +111,7 @@ pub(crate) struct Consensus {
     core: Core,
     durable: Durable,
     responder: Responder,
+    draining: Draining,
 }
 
 /// How the consensus is.
@@ -144,8 +147,9 @@ impl Consensus {
             log.release(applied, false).await?;
         }
         let core = Core::start(own.node, Link(transport), log, durable.clone()).await?;
-        let responder = Responder { core: core.clone(), heard: Heard::new(), receiving: Arc::default() };
-        let consensus = Self { core, durable, responder };
+        let (heard, permits, receiving) = (Heard::new(), Permits::default(), Arc::default());
+        let responder = Responder { core: core.clone(), heard, permits, receiving };
+        let consensus = Self { core, durable, responder, draining: Draining::default() };
         if let Err(error) = consensus.begin(own).await {
             consensus.stop().await;
             return Err(error);
@@ -210,19 +214,24 @@ impl Consensus {
 
     /// The task that stands for election when no leader is heard.
     pub(crate) fn election_driver(&self) -> impl Future<Output = ()> + Send + 'static {
-        elect::driver(self.core.clone(), self.responder.heard.clone())
+        elect::driver(self.core.clone(), self.responder.heard.clone(), self.draining.clone())
     }
 
     /// Answers a message of a peer; `desk` does what concerns clients.
     pub(crate) async fn answer(&self, message: &Bytes, desk: &Desk) -> Bytes {
         let answer = match message::decode(message) {
             Err(error) => message::Answer::Refused(message::Refused::Unavailable(error.to_string())),
-            Ok(request) => match self.responder.answer(request).await {
+            Ok(request) => match self.responder.answer(desk.from, request).await {
                 Ok(answer) => answer,
                 Err(request) => desk.answer(&self.core, request).await,
             },
         };
         message::encode(&answer)
+    }
+
+    /// Whether this node is about to stop: it then leads only if nobody else does.
+    pub(crate) const fn draining(&self) -> &Draining {
+        &self.draining
     }
 
     /// Asks Raft core, apply and the raft log's thread, in this order, for a sign of life; returns when all have given

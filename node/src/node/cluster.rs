@@ -127,6 +127,43 @@ impl Node {
     pub async fn remove(&self, node: u64) -> Result<(), Error> {
         self.inner.consensus.remove(node).await
     }
+
+    /// Hands the lead to another voter: `to`, or whichever is best off; says to which. Writes wait meanwhile, reads go on.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`]; [`Error::NotFound`] when `to` is no other voter; [`Error::Unavailable`] when nobody can take
+    /// over now: this node then goes on, or an election is held as after a crash.
+    pub async fn hand_over(&self, to: Option<u64>) -> Result<u64, Error> {
+        self.inner.consensus.hand_over(&self.inner.proposer, to).await
+    }
+
+    /// Prepares for a stop of this node: it hands the lead over if it has it, and does not lead again as long as another
+    /// can, until [`Node::resume`] or its next start.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when this node leads and nobody can take over now. It is draining all the same.
+    pub async fn drain(&self) -> Result<(), Error> {
+        self.inner.consensus.draining().set(true);
+        if !self.inner.consensus.leads_others() {
+            return Ok(());
+        }
+        match self.hand_over(None).await {
+            // Another leads meanwhile.
+            Ok(_) | Err(Error::NotLeader { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends what [`Node::drain`] began.
+    pub fn resume(&self) {
+        self.inner.consensus.draining().set(false);
+    }
+
+    /// Whether this node prepares for its stop.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.inner.consensus.draining().is_set()
+    }
 }
 
 impl Inner {

@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 
 use super::core::Core;
 use super::elect::{self, Heard};
+use super::hand_over::{self, Permits};
 use super::log::{EntryId, Vote};
 use super::message::{self, Answer, Refused, Request};
 use super::{SnapshotStream, log};
@@ -24,17 +25,20 @@ pub(super) struct Receiving(Mutex<Option<(Vote, Receiver)>>);
 pub(super) struct Responder {
     pub core: Core,
     pub heard: Heard,
+    pub permits: Permits,
     pub receiving: Arc<Receiving>,
 }
 
 impl Responder {
-    /// Answers what concerns the consensus; gives back what does not.
-    pub(super) async fn answer(&self, request: Request) -> Result<Answer, Request> {
+    /// Answers what concerns the consensus, to the member `from`; gives back what does not.
+    pub(super) async fn answer(&self, from: u64, request: Request) -> Result<Answer, Request> {
         let answered = match request {
             Request::Append { vote, previous, committed, entries } => {
                 self.append(vote, previous, committed, entries).await
             }
-            Request::Vote { vote, last } => self.vote(vote, last).await,
+            Request::Vote { vote, last } => self.vote(from, vote, last).await,
+            Request::Permit { leader, to } => hand_over::permit(&self.core, &self.permits, from, leader, to).await,
+            Request::TakeOver { leader, last } => hand_over::take_over(&self.core, from, leader, last).await,
             Request::PreVote { last } => elect::pre_vote(&self.core, &self.heard, last).map(Answer::PreVote),
             Request::SnapshotBegin { vote } => self.begin(vote).await,
             Request::SnapshotChunk { vote, chunk } => self.chunk(vote, chunk).await,
@@ -60,7 +64,8 @@ impl Responder {
         Ok(Answer::append(response))
     }
 
-    async fn vote(&self, vote: Vote, last: Option<EntryId>) -> Result<Answer, Error> {
+    async fn vote(&self, from: u64, vote: Vote, last: Option<EntryId>) -> Result<Answer, Error> {
+        hand_over::leave_for(&self.core, &self.permits, from, vote, last).await?;
         let request = VoteRequest { vote: message::raft_vote(vote), last_log_id: last.map(log::log_id) };
         let response = self.core.raft()?.vote(request).await.map_err(|e| Error::Unavailable(e.to_string()))?;
         if response.vote_granted {

@@ -5,6 +5,7 @@
 //! heard a leader lately, or has more in its raft log, says no; a majority must say yes before a term is touched. To have
 //! granted a vote, and to have begun an election, count as having heard a leader: else the one just elected is deposed.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,8 +36,24 @@ const ASK_WAIT: Duration = Duration::from_millis(200);
 const ELECTION_MS: std::ops::Range<u64> = 50..150;
 /// Pause after peers said no.
 const PAUSE_MS: std::ops::Range<u64> = 20..100;
+/// A node that is about to stop leaves it to the others, but for so long only.
+const DRAINING_WAIT: Duration = Duration::from_millis(3 * ELECTION_MAX_MS);
 /// Margin on what a peer says that it will wait, in milliseconds.
 const MARGIN_MS: u64 = 2;
+
+/// Whether this node is about to stop, and should not lead. Clones name the same.
+#[derive(Clone, Default)]
+pub(crate) struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    pub(crate) fn set(&self, draining: bool) {
+        self.0.store(draining, Relaxed);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
 
 /// When a leader was heard last. Clones name the same moment.
 #[derive(Clone)]
@@ -57,17 +74,25 @@ impl Heard {
     }
 }
 
-/// What the driver needs to know of the cluster.
-struct View {
+/// What is to be known of the cluster before an election.
+pub(super) struct View {
     leads: bool,
     alone: bool,
     votes: bool,
     /// The configurations in force, two of them during a change: the voters of each.
     voters: Vec<Vec<u64>>,
-    peers: Vec<Peer>,
+    /// The other voters.
+    pub peers: Vec<Peer>,
 }
 
-fn view(raft: &Raft<TypeConfig>, node: u64) -> Result<View, Error> {
+impl View {
+    /// Whether what holds of some voters holds of a majority of each configuration.
+    pub(super) fn is_majority(&self, holds: impl Fn(u64) -> bool) -> bool {
+        self.voters.iter().all(|voters| voters.iter().filter(|id| holds(**id)).count() > voters.len() / 2)
+    }
+}
+
+pub(super) fn view(raft: &Raft<TypeConfig>, node: u64) -> Result<View, Error> {
     let metrics = raft.metrics();
     let m = metrics.borrow();
     m.running_state.as_ref().map_err(|e| Error::Unavailable(format!("the Raft core has stopped: {e}")))?;
@@ -86,7 +111,7 @@ fn draw(range: std::ops::Range<u64>) -> Duration {
 }
 
 /// Stands for election when no leader is heard, for as long as the node runs.
-pub(crate) async fn driver(core: Core, heard: Heard) {
+pub(crate) async fn driver(core: Core, heard: Heard, draining: Draining) {
     heard.now();
     let mut jitter = draw(JITTER_MS);
     loop {
@@ -104,7 +129,8 @@ pub(crate) async fn driver(core: Core, heard: Heard) {
             }
             continue;
         }
-        if !view.alone && heard.since() < ELECTION_MAX + jitter {
+        let patience = if draining.is_set() { ELECTION_MAX + DRAINING_WAIT } else { ELECTION_MAX };
+        if !view.alone && heard.since() < patience + jitter {
             continue;
         }
         let pause = match ask(&core, &view).await {
@@ -131,15 +157,12 @@ async fn ask(core: &Core, view: &View) -> Option<Duration> {
     let last = core.log().last_log_id().as_ref().map(log::entry_id);
     let mut yes = vec![core.node()];
     let mut soonest = None;
-    let won = |yes: &[u64]| {
-        view.voters.iter().all(|voters| voters.iter().filter(|id| yes.contains(id)).count() > voters.len() / 2)
-    };
     let mut asked: FuturesUnordered<_> = view
         .peers
         .iter()
         .map(|peer| async move { (peer.node, core.link().ask(peer, &Request::PreVote { last }, ASK_WAIT).await) })
         .collect();
-    while !won(&yes) {
+    while !view.is_majority(|id| yes.contains(&id)) {
         match asked.next().await {
             None => return Some(soonest.map_or_else(|| draw(PAUSE_MS), |wait| wait + draw(1..20))),
             Some((peer, Ok(Answer::PreVote(PreVoteAnswer::Yes)))) => yes.push(peer),

@@ -33,6 +33,10 @@ pub(crate) enum Request {
     Write { writes: Vec<WriteCommand> },
     /// Up to where must be applied what is read now?
     ReadIndex,
+    /// I lead by this vote: vote for node `to` in the next term, though you hear me.
+    Permit { leader: Vote, to: u64 },
+    /// I lead by this vote, and my raft log ends with `last`: stand for election now.
+    TakeOver { leader: Vote, last: Option<EntryId> },
 }
 
 /// The answer to a [`Request`].
@@ -60,6 +64,8 @@ pub(crate) enum Answer {
     },
     /// The peer cannot do what was asked; nothing was done.
     Refused(Refused),
+    Permit,
+    TakeOver,
 }
 
 /// See [`AppendEntriesResponse`].

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::error::{ClientWriteError, RaftError};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::core::Core;
 use super::{Proposal, forward};
@@ -49,6 +49,8 @@ pub(crate) struct Proposer {
     /// Names of what is forwarded: drawn at the start, and counted.
     pub(super) boot: u64,
     pub(super) sequence: AtomicU64,
+    /// Places for blocks in flight.
+    flights: Arc<Semaphore>,
 }
 
 /// Why a proposal has no outcome.
@@ -79,10 +81,9 @@ pub(crate) async fn batcher(
     mut pings: mpsc::Receiver<Ping>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let flights = Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT));
     while let Some(first) = answering(&mut pings, next(&mut queue, &mut stopping)).await {
         // The semaphore is never closed.
-        let Ok(permit) = answering(&mut pings, Arc::clone(&flights).acquire_owned()).await else { return };
+        let Ok(permit) = answering(&mut pings, Arc::clone(&proposer.flights).acquire_owned()).await else { return };
         let jobs = fill(first, &mut queue);
         let proposer = Arc::clone(&proposer);
         rt::spawn(async move {
@@ -90,8 +91,7 @@ pub(crate) async fn batcher(
             drop(permit);
         });
     }
-    let all = u32::try_from(BLOCKS_IN_FLIGHT).unwrap_or(u32::MAX);
-    let _ = flights.acquire_many(all).await;
+    drop(proposer.hold().await);
 }
 
 /// Waits for `work`, and answers pings meanwhile.
@@ -133,7 +133,15 @@ impl Proposer {
     pub(super) fn new(core: Core, clock: Arc<Clock>, author: String) -> Self {
         let mut boot = [0; 8];
         rt::fill_random(&mut boot);
-        Self { core, clock, author, boot: u64::from_le_bytes(boot), sequence: AtomicU64::new(0) }
+        let flights = Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT));
+        Self { core, clock, author, boot: u64::from_le_bytes(boot), sequence: AtomicU64::new(0), flights }
+    }
+
+    /// Returns when no block is in flight; none is begun until what is returned is dropped.
+    pub(super) async fn hold(&self) -> Option<OwnedSemaphorePermit> {
+        let all = u32::try_from(BLOCKS_IN_FLIGHT).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        Arc::clone(&self.flights).acquire_many_owned(all).await.ok()
     }
 
     fn ledger(&self) -> &Ledger {

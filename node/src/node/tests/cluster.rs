@@ -5,6 +5,7 @@
 
 mod chaos;
 mod elections;
+mod hand_over;
 mod history;
 mod members;
 mod planted;

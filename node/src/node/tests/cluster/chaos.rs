@@ -164,7 +164,7 @@ async fn faults(world: World, until: tokio::time::Instant, changes: bool) {
     while rt::instant() < until {
         wait(100..1500).await;
         let (ids, id) = (world.ids(), world.any());
-        match world.draw(0..if changes { 18 } else { 12 }) {
+        match world.draw(0..if changes { 20 } else { 14 }) {
             0 | 1 => {
                 world.count("crash");
                 world.crash(id);
@@ -229,8 +229,18 @@ async fn faults(world: World, until: tokio::time::Instant, changes: bool) {
                 let point = if world.chance(0.5) { CrashPoint::Before } else { CrashPoint::After };
                 disk.crash_at(disk.durable_operations() + ahead, point);
             }
+            11 | 12 => {
+                // Several at once, and wherever it comes: most are refused.
+                for id in ids.into_iter().filter(|_| world.chance(0.7)) {
+                    let asked = world.clone();
+                    spawn_outside(async move {
+                        let handed = asked.on(id, |node| async move { node.hand_over(None).await }).await;
+                        asked.count(if matches!(handed, Some(Ok(_))) { "hand-over" } else { "no hand-over" });
+                    });
+                }
+            }
             // A change of the members, and some other fault beside it.
-            12.. => {
+            14.. => {
                 let changing = world.clone();
                 let grows = ids.len() < 5 && (ids.len() <= 3 || world.chance(0.5));
                 let change = spawn_outside(async move {
