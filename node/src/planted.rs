@@ -24,6 +24,8 @@ pub(crate) enum Bug {
     NoPreVote,
     /// A permit to vote for another is taken from whoever gives it.
     PermitOfAnybody,
+    /// A leader whose clock is not that of its peers goes on.
+    LeadsWithWrongClock,
     /// A Raft core that ended stays so.
     CoreStaysEnded,
 }

@@ -28,6 +28,7 @@ use crate::view::{Part, RaftLogStatus};
 use crate::wal;
 
 mod answer;
+mod clocks;
 mod core;
 mod elect;
 mod forward;
@@ -40,6 +41,7 @@ mod propose;
 mod state;
 
 use answer::Responder;
+use clocks::Clocks;
 use core::Core;
 use elect::{Draining, Heard};
 pub(crate) use forward::Desk;
@@ -112,6 +114,7 @@ pub(crate) struct Consensus {
     durable: Durable,
     responder: Responder,
     draining: Draining,
+    clocks: Clocks,
 }
 
 /// How the consensus is.
@@ -149,7 +152,8 @@ impl Consensus {
         let core = Core::start(own.node, Link(transport), log, durable.clone()).await?;
         let (heard, permits, receiving) = (Heard::new(), Permits::default(), Arc::default());
         let responder = Responder { core: core.clone(), heard, permits, receiving };
-        let consensus = Self { core, durable, responder, draining: Draining::default() };
+        let clocks = Clocks::new(core.clone());
+        let consensus = Self { core, durable, responder, draining: Draining::default(), clocks };
         if let Err(error) = consensus.begin(own).await {
             consensus.stop().await;
             return Err(error);
@@ -209,12 +213,13 @@ impl Consensus {
 
     /// What proposes for this node. `author` is that of what the node itself writes.
     pub(crate) fn proposer(&self, clock: Arc<Clock>, author: String) -> Proposer {
-        Proposer::new(self.core.clone(), clock, author)
+        Proposer::new(self.core.clone(), clock, self.clocks.clone(), author)
     }
 
     /// The task that stands for election when no leader is heard.
     pub(crate) fn election_driver(&self) -> impl Future<Output = ()> + Send + 'static {
-        elect::driver(self.core.clone(), self.responder.heard.clone(), self.draining.clone())
+        let heard = self.responder.heard.clone();
+        elect::driver(self.core.clone(), heard, self.draining.clone(), self.clocks.clone())
     }
 
     /// Answers a message of a peer; `desk` does what concerns clients.
@@ -232,6 +237,23 @@ impl Consensus {
     /// Whether this node is about to stop: it then leads only if nobody else does.
     pub(crate) const fn draining(&self) -> &Draining {
         &self.draining
+    }
+
+    /// How far the median of the voters' clocks is from this node's, in milliseconds, if that is too far to lead.
+    pub(crate) fn clock_off_ms(&self) -> Option<i64> {
+        self.clocks.off_ms()
+    }
+
+    /// Compares this node's clock with its peers' and hands the lead over when it is off, for as long as the node runs.
+    pub(crate) async fn watch_clocks(&self, proposer: &Proposer) {
+        loop {
+            if self.clocks.next().await
+                && self.leads_others()
+                && let Err(error) = self.hand_over(proposer, None).await
+            {
+                tracing::warn!(%error, "the lead could not be handed over to a node whose clock is right");
+            }
+        }
     }
 
     /// Asks Raft core, apply and the raft log's thread, in this order, for a sign of life; returns when all have given

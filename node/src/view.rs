@@ -278,6 +278,10 @@ pub struct Status {
     pub voters: usize,
     /// How often the Raft core ended by itself and was started again, since the start.
     pub raft_restarts: u64,
+    /// Whether it prepares for a stop, and leads only if nobody else does.
+    pub draining: bool,
+    /// From this node's clock to the median of the voters', in milliseconds, if that is too far for it to lead.
+    pub clock_off_ms: Option<i64>,
     /// Index of the last entry in the raft log.
     pub raft_index: u64,
     /// Index of the last raft entry that was applied here.

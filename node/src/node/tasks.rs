@@ -115,6 +115,11 @@ pub(super) async fn watch_core(node: Arc<Inner>) {
     node.fail(error);
 }
 
+/// Leaves the lead to others while this node's clock is wrong.
+pub(super) async fn watch_clocks(node: Arc<Inner>) {
+    node.consensus.watch_clocks(&node.proposer).await;
+}
+
 /// Looks after free space and durability.
 pub(super) async fn maintain(node: Arc<Inner>) {
     let mut synced_size = 0;

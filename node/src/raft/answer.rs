@@ -14,6 +14,7 @@ use super::log::{EntryId, Vote};
 use super::message::{self, Answer, Refused, Request};
 use super::{SnapshotStream, log};
 use crate::error::Error;
+use crate::rt;
 use crate::snapshot::Receiver;
 
 /// A snapshot that is being received, and the vote of the leader that sends it.
@@ -40,6 +41,7 @@ impl Responder {
             Request::Permit { leader, to } => hand_over::permit(&self.core, &self.permits, from, leader, to).await,
             Request::TakeOver { leader, last } => hand_over::take_over(&self.core, from, leader, last).await,
             Request::PreVote { last } => elect::pre_vote(&self.core, &self.heard, last).map(Answer::PreVote),
+            Request::Clock => Ok(Answer::Clock { wall_ms: rt::now_ms() }),
             Request::SnapshotBegin { vote } => self.begin(vote).await,
             Request::SnapshotChunk { vote, chunk } => self.chunk(vote, chunk).await,
             Request::SnapshotInstall { vote, last, members } => self.install(vote, last, &members).await,

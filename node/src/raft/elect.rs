@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::{Raft, ServerState};
 
+use super::clocks::Clocks;
 use super::core::Core;
 use super::log::EntryId;
 use super::message::{Answer, PreVoteAnswer, Request};
@@ -36,8 +37,8 @@ const ASK_WAIT: Duration = Duration::from_millis(200);
 const ELECTION_MS: std::ops::Range<u64> = 50..150;
 /// Pause after peers said no.
 const PAUSE_MS: std::ops::Range<u64> = 20..100;
-/// A node that is about to stop leaves it to the others, but for so long only.
-const DRAINING_WAIT: Duration = Duration::from_millis(3 * ELECTION_MAX_MS);
+/// A node that is about to stop, or whose clock is wrong, leaves it to the others, but for so long only.
+const YIELDING_WAIT: Duration = Duration::from_millis(3 * ELECTION_MAX_MS);
 /// Margin on what a peer says that it will wait, in milliseconds.
 const MARGIN_MS: u64 = 2;
 
@@ -111,7 +112,7 @@ fn draw(range: std::ops::Range<u64>) -> Duration {
 }
 
 /// Stands for election when no leader is heard, for as long as the node runs.
-pub(crate) async fn driver(core: Core, heard: Heard, draining: Draining) {
+pub(crate) async fn driver(core: Core, heard: Heard, draining: Draining, clocks: Clocks) {
     heard.now();
     let mut jitter = draw(JITTER_MS);
     loop {
@@ -129,7 +130,8 @@ pub(crate) async fn driver(core: Core, heard: Heard, draining: Draining) {
             }
             continue;
         }
-        let patience = if draining.is_set() { ELECTION_MAX + DRAINING_WAIT } else { ELECTION_MAX };
+        let yields = draining.is_set() || clocks.off_ms().is_some();
+        let patience = if yields { ELECTION_MAX + YIELDING_WAIT } else { ELECTION_MAX };
         if !view.alone && heard.since() < patience + jitter {
             continue;
         }

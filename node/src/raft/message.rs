@@ -37,6 +37,8 @@ pub(crate) enum Request {
     Permit { leader: Vote, to: u64 },
     /// I lead by this vote, and my raft log ends with `last`: stand for election now.
     TakeOver { leader: Vote, last: Option<EntryId> },
+    /// What time is it?
+    Clock,
 }
 
 /// The answer to a [`Request`].
@@ -66,6 +68,10 @@ pub(crate) enum Answer {
     Refused(Refused),
     Permit,
     TakeOver,
+    /// By the wall clock, milliseconds since 1970.
+    Clock {
+        wall_ms: u64,
+    },
 }
 
 /// See [`AppendEntriesResponse`].

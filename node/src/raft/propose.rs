@@ -9,6 +9,7 @@ use openraft::ServerState;
 use openraft::error::{ClientWriteError, RaftError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::clocks::Clocks;
 use super::core::Core;
 use super::{Proposal, forward};
 use crate::clock::{self, Clock, Time};
@@ -51,6 +52,7 @@ pub(crate) struct Proposer {
     pub(super) sequence: AtomicU64,
     /// Places for blocks in flight.
     flights: Arc<Semaphore>,
+    clocks: Clocks,
 }
 
 /// Why a proposal has no outcome.
@@ -130,11 +132,11 @@ fn fill(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
 }
 
 impl Proposer {
-    pub(super) fn new(core: Core, clock: Arc<Clock>, author: String) -> Self {
+    pub(super) fn new(core: Core, clock: Arc<Clock>, clocks: Clocks, author: String) -> Self {
         let mut boot = [0; 8];
         rt::fill_random(&mut boot);
         let flights = Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT));
-        Self { core, clock, author, boot: u64::from_le_bytes(boot), sequence: AtomicU64::new(0), flights }
+        Self { core, clock, author, boot: u64::from_le_bytes(boot), sequence: AtomicU64::new(0), flights, clocks }
     }
 
     /// Returns when no block is in flight; none is begun until what is returned is dropped.
@@ -194,6 +196,10 @@ impl Proposer {
 
     /// Proposes writes as one block, if this node leads. They are there again afterwards, for another try.
     pub(super) async fn propose_here(&self, writes: &mut Vec<WriteCommand>) -> Result<Arc<[Outcome]>, Failure> {
+        if !self.clocks.agrees().await {
+            // The lead is being handed over, and the write goes there.
+            return Err(Failure::NotLeader(None));
+        }
         let time = self.clock.read(self.ledger().newest().time_ms);
         let own = self.mark(time);
         let count = writes.len();

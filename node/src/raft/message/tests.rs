@@ -13,7 +13,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
         idempotency: None,
         proposal: Some(ProposalId { node: 2, boot: 7, sequence: 1 }),
     };
-    let requests: [(Request, &[u8]); 10] = [
+    let requests: [(Request, &[u8]); 11] = [
         (
             Request::Append {
                 vote: VOTE,
@@ -35,6 +35,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
         (Request::ReadIndex, b"\x01\x07"),
         (Request::Permit { leader: VOTE, to: 300 }, b"\x01\x08\x03\x02\x01\xac\x02"),
         (Request::TakeOver { leader: VOTE, last: Some(ID) }, b"\x01\x09\x03\x02\x01\x01\x03\x02\xac\x02"),
+        (Request::Clock, b"\x01\x0a"),
     ];
     for (request, golden) in requests {
         let encoded = encode(&request);
@@ -42,7 +43,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
         assert_eq!(decode::<Request>(&encoded).unwrap(), request);
     }
     let committed = Outcome::Committed(Committed { transaction: 5, block: 2, created: vec![true] });
-    let answers: [(Answer, &[u8]); 11] = [
+    let answers: [(Answer, &[u8]); 12] = [
         (Answer::Append(AppendAnswer::Partial(Some(ID))), b"\x01\x00\x01\x01\x03\x02\xac\x02"),
         (Answer::Vote { vote: VOTE, granted: true, last: None }, b"\x01\x01\x03\x02\x01\x01\x00"),
         (Answer::PreVote(PreVoteAnswer::Later(300)), b"\x01\x02\x01\xac\x02"),
@@ -54,6 +55,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
         (Answer::Refused(Refused::NotLeader(Some(2))), b"\x01\x08\x00\x01\x02"),
         (Answer::Permit, b"\x01\x09"),
         (Answer::TakeOver, b"\x01\x0a"),
+        (Answer::Clock { wall_ms: 300 }, b"\x01\x0b\xac\x02"),
     ];
     for (answer, golden) in answers {
         let encoded = encode(&answer);

@@ -188,3 +188,52 @@ fn only_the_leader_can_permit_another() {
     plant(None);
     assert!(leads, "taken from anybody it makes another leader: does this test see anything?");
 }
+
+/// A leader's clock jumps an hour ahead under clients: who leads two seconds later, and the newest block's time against the
+/// true one, in milliseconds.
+fn wrong_clock(seed: u64) -> (bool, i64) {
+    simulate(seed, async {
+        let world = World::new(seed, 3);
+        world.found_cluster().await;
+        let leader = world.wait_for_leader().await;
+        let seen = clients(&world);
+        sleep_true(Duration::from_millis(1234)).await;
+        world.node(leader).unwrap().0.set_wall_offset_ms(3_600_000);
+        sleep_true(Duration::from_secs(2)).await;
+        let led_on = world.leader() == Some(leader);
+        let failed = std::mem::take(&mut seen.lock().unwrap().failed);
+        assert!(failed.is_empty(), "seed {seed}: {} calls failed: {failed:?}", failed.len());
+        let (_, node) = world.node(world.leader().unwrap()).unwrap();
+        let ahead_ms = i64::try_from(node.head().borrow().time_ms).unwrap() - i64::try_from(rt::now_ms()).unwrap();
+        if !led_on {
+            assert!(
+                world.node(leader).unwrap().1.status().clock_off_ms.is_some(),
+                "the node says what is wrong with it"
+            );
+            world.node(leader).unwrap().0.set_wall_offset_ms(0);
+            sleep_true(Duration::from_secs(2)).await;
+            assert_eq!(world.node(leader).unwrap().1.status().clock_off_ms, None, "the clock is right again");
+        }
+        seen.lock().unwrap().done = true;
+        for id in world.ids() {
+            world.crash(id);
+        }
+        (led_on, ahead_ms)
+    })
+}
+
+#[test]
+fn a_leader_whose_clock_is_wrong_stamps_nothing_and_hands_over() {
+    for seed in 94..99 {
+        let (led_on, ahead_ms) = wrong_clock(seed);
+        assert!(!led_on, "seed {seed}: another leads");
+        assert!(ahead_ms < 1000, "seed {seed}: a block is stamped {ahead_ms} ms ahead of the true time");
+    }
+    plant(Some(Bug::LeadsWithWrongClock));
+    let (_, ahead_ms) = wrong_clock(94);
+    plant(None);
+    assert!(
+        ahead_ms > 3_000_000,
+        "without the comparison the chain's time is an hour ahead: does this test see anything?"
+    );
+}
