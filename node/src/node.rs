@@ -440,6 +440,8 @@ impl Node {
             raft_restarts: consensus.restarts,
             draining: self.is_draining(),
             clock_off_ms: inner.consensus.clock_off_ms(),
+            refused_by_peers: inner.consensus.standing().accusation(),
+            refused_members: inner.consensus.standing().faults(),
             raft_index: consensus.last_index,
             applied_index: consensus.applied_index,
             waiting_writes: inner.writes.max_capacity() - inner.writes.capacity(),

@@ -26,6 +26,10 @@ pub(crate) enum Bug {
     PermitOfAnybody,
     /// A leader whose clock is not that of its peers goes on.
     LeadsWithWrongClock,
+    /// Two machines may run as one node.
+    TwinsAreServed,
+    /// A member may come back with an older disk.
+    OldDisksAreServed,
     /// A Raft core that ended stays so.
     CoreStaysEnded,
 }

@@ -38,6 +38,7 @@ mod members;
 mod message;
 mod peers;
 mod propose;
+mod standing;
 mod state;
 
 use answer::Responder;
@@ -49,6 +50,7 @@ use hand_over::Permits;
 use log::RaftLog;
 use peers::Link;
 pub(crate) use propose::{Job, Ping, Proposer, ReadJob, batcher};
+use standing::Standing;
 use state::Durable;
 
 openraft::declare_raft_types!(
@@ -149,7 +151,7 @@ impl Consensus {
         if let Some(applied) = durable.advance(&head)? {
             log.release(applied, false).await?;
         }
-        let core = Core::start(own.node, Link(transport), log, durable.clone()).await?;
+        let core = Core::start(own.node, Link::new(transport), log, durable.clone()).await?;
         let (heard, permits, receiving) = (Heard::new(), Permits::default(), Arc::default());
         let responder = Responder { core: core.clone(), heard, permits, receiving };
         let clocks = Clocks::new(core.clone());
@@ -224,14 +226,27 @@ impl Consensus {
 
     /// Answers a message of a peer; `desk` does what concerns clients.
     pub(crate) async fn answer(&self, message: &Bytes, desk: &Desk) -> Bytes {
-        let answer = match message::decode(message) {
-            Err(error) => message::Answer::Refused(message::Refused::Unavailable(error.to_string())),
-            Ok(request) => match self.responder.answer(desk.from, request).await {
-                Ok(answer) => answer,
-                Err(request) => desk.answer(&self.core, request).await,
+        let (refused, standing) = (message::Answer::Refused, &self.core.link().standing);
+        let answer = match message::decode_request(message) {
+            Err(error) => refused(message::Refused::Unavailable(error.to_string())),
+            Ok((start, request)) => match standing.hear(desk.from, start) {
+                Err(why) => refused(why),
+                Ok(()) => self.answer_member(request, desk).await,
             },
         };
         message::encode(&answer)
+    }
+
+    async fn answer_member(&self, request: message::Request, desk: &Desk) -> message::Answer {
+        match self.responder.answer(desk.from, request).await {
+            Ok(answer) => answer,
+            Err(request) => desk.answer(&self.core, request).await,
+        }
+    }
+
+    /// What speaks against this node and against its peers.
+    pub(crate) fn standing(&self) -> &Standing {
+        &self.core.link().standing
     }
 
     /// Whether this node is about to stop: it then leads only if nobody else does.

@@ -400,7 +400,7 @@ fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> String {
 type MemoryBatch = Vec<(Tree, Vec<u8>, Option<Vec<u8>>)>;
 
 #[cfg(test)]
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct MemoryState {
     live: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
     durable: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
@@ -422,6 +422,11 @@ impl MemoryRows {
     fn sound(&self) -> Result<std::sync::MutexGuard<'_, MemoryState>, Error> {
         let state = self.lock();
         if state.broken { Err(damaged(Path::new("memory"), "a test broke it")) } else { Ok(state) }
+    }
+
+    /// Other rows, equal to these as they are now.
+    pub(crate) fn copied(&self) -> Self {
+        Self(Mutex::new(self.lock().clone()))
     }
 
     /// From now on every call finds damage, until the rows are set aside.

@@ -282,6 +282,10 @@ pub struct Status {
     pub draining: bool,
     /// From this node's clock to the median of the voters', in milliseconds, if that is too far for it to lead.
     pub clock_off_ms: Option<i64>,
+    /// What a peer has against this node: it then votes no more, and must be removed and join again.
+    pub refused_by_peers: Option<String>,
+    /// Members by id that this node refuses, and why.
+    pub refused_members: Vec<(u64, String)>,
     /// Index of the last entry in the raft log.
     pub raft_index: u64,
     /// Index of the last raft entry that was applied here.

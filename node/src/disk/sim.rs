@@ -34,6 +34,7 @@ pub struct SimDisk {
     state: Arc<Mutex<State>>,
 }
 
+#[derive(Clone)]
 struct State {
     rng: StdRng,
     /// Counts crashes; a handle of an earlier epoch is dead.
@@ -51,18 +52,20 @@ struct State {
     fail_next_sync: bool,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Inode {
     current: Vec<u8>,
     durable: Vec<u8>,
     unsynced: Vec<Change>,
 }
 
+#[derive(Clone)]
 enum Change {
     Write { offset: usize, bytes: Vec<u8> },
     Length(usize),
 }
 
+#[derive(Clone)]
 enum NameChange {
     Create { path: PathBuf, inode: u64 },
     Rename { from: PathBuf, to: PathBuf, inode: u64 },
@@ -105,6 +108,14 @@ impl SimDisk {
         state.fail_next_sync = false;
         state.settle_names();
         state.settle_data();
+    }
+
+    /// Another disk with all that is on this one, synced or not, as a copy of a running machine has it.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        let mut state = self.lock().clone();
+        (state.crash_at, state.dead, state.fail_next_sync) = (None, false, false);
+        Self { state: Arc::new(Mutex::new(state)) }
     }
 
     /// How many durable operations ([`File::sync`], [`Disk::sync_directory`]) were asked for so far.

@@ -40,7 +40,7 @@ impl Responder {
             Request::Vote { vote, last } => self.vote(from, vote, last).await,
             Request::Permit { leader, to } => hand_over::permit(&self.core, &self.permits, from, leader, to).await,
             Request::TakeOver { leader, last } => hand_over::take_over(&self.core, from, leader, last).await,
-            Request::PreVote { last } => elect::pre_vote(&self.core, &self.heard, last).map(Answer::PreVote),
+            Request::PreVote { last } => self.pre_vote(from, last),
             Request::Clock => Ok(Answer::Clock { wall_ms: rt::now_ms() }),
             Request::SnapshotBegin { vote } => self.begin(vote).await,
             Request::SnapshotChunk { vote, chunk } => self.chunk(vote, chunk).await,
@@ -66,7 +66,20 @@ impl Responder {
         Ok(Answer::append(response))
     }
 
+    fn pre_vote(&self, from: u64, last: Option<EntryId>) -> Result<Answer, Error> {
+        self.may_vote(from, last)?;
+        elect::pre_vote(&self.core, &self.heard, last).map(Answer::PreVote)
+    }
+
+    /// Whether this node may vote for a member whose raft log ends with `last`.
+    fn may_vote(&self, from: u64, last: Option<EntryId>) -> Result<(), Error> {
+        let standing = &self.core.link().standing;
+        standing.look(from, last).map_err(Error::Unavailable)?;
+        standing.accusation().map_or(Ok(()), |why| Err(Error::Unavailable(why)))
+    }
+
     async fn vote(&self, from: u64, vote: Vote, last: Option<EntryId>) -> Result<Answer, Error> {
+        self.may_vote(from, last)?;
         hand_over::leave_for(&self.core, &self.permits, from, vote, last).await?;
         let request = VoteRequest { vote: message::raft_vote(vote), last_log_id: last.map(log::log_id) };
         let response = self.core.raft()?.vote(request).await.map_err(|e| Error::Unavailable(e.to_string()))?;

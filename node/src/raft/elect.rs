@@ -123,7 +123,7 @@ pub(crate) async fn driver(core: Core, heard: Heard, draining: Draining, clocks:
             rt::sleep(LOOK_ALONE).await;
             continue;
         };
-        if view.leads || !view.votes {
+        if view.leads || !view.votes || core.link().standing.accusation().is_some() {
             heard.now();
             if view.alone {
                 rt::sleep(LOOK_ALONE).await;

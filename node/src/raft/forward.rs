@@ -86,7 +86,7 @@ impl Proposer {
             return write;
         }
         let sequence = self.sequence.fetch_add(1, Relaxed);
-        let id = ProposalId { node: self.core.node(), boot: self.boot, sequence };
+        let id = ProposalId { node: self.core.node(), boot: self.core.link().start, sequence };
         WriteCommand { proposal: Some(id), ..write }
     }
 

@@ -268,10 +268,10 @@ impl Consensus {
 
 #[cfg(test)]
 impl Consensus {
-    /// The permit that this node would give if it led.
+    /// A permit as the leader that this node knows would give it.
     pub(crate) fn permit_for(&self, to: u64) -> bytes::Bytes {
         let leader = message::vote_of(&self.core.raft().unwrap().metrics().borrow().vote);
-        message::encode(&Request::Permit { leader, to })
+        message::encode_request(self.core.link().start, &Request::Permit { leader, to })
     }
 
     /// Begins an election without asking anybody.

@@ -111,12 +111,33 @@ pub(crate) enum Refused {
     NotLeader(Option<u64>),
     /// For a reason that may pass.
     Unavailable(String),
+    /// Something speaks against who asks: it is no member that can be served.
+    Member(String),
 }
 
 /// Encodes a message.
 pub(crate) fn encode<T: Serialize>(message: &T) -> Bytes {
     // postcard fails on sequences of unknown length only, and there are none.
     postcard::to_extend(message, vec![VERSION]).unwrap_or_default().into()
+}
+
+/// Encodes a question: the number of the node's start that asks (u64 BE), then the message.
+pub(crate) fn encode_request(start: u64, request: &Request) -> Bytes {
+    let mut bytes = start.to_be_bytes().to_vec();
+    bytes.push(VERSION);
+    // As in [`encode`].
+    postcard::to_extend(request, bytes).unwrap_or_default().into()
+}
+
+/// Decodes a question.
+///
+/// # Errors
+/// As [`decode`].
+pub(crate) fn decode_request(bytes: &Bytes) -> Result<(u64, Request), Error> {
+    let Some(start) = bytes.first_chunk() else {
+        return Err(Error::Invalid("a message of a peer is too short".into()));
+    };
+    Ok((u64::from_be_bytes(*start), decode(&bytes.slice(start.len()..))?))
 }
 
 /// Decodes a message.

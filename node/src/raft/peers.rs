@@ -16,6 +16,7 @@ use openraft::raft::{
 use openraft::{BasicNode, OptionalSend, Snapshot, Vote};
 
 use super::message::{self, Answer, Refused, Request};
+use super::standing::Standing;
 use super::{SnapshotStream, TypeConfig};
 use crate::archive::Mark;
 use crate::error::Error;
@@ -35,15 +36,30 @@ const SNAPSHOT_PAUSE: Duration = Duration::from_millis(200);
 
 /// The way to the peers. Clones are cheap.
 #[derive(Clone)]
-pub(crate) struct Link(pub(crate) Arc<dyn Transport>);
+pub(crate) struct Link {
+    transport: Arc<dyn Transport>,
+    /// Drawn anew at each start of the node.
+    pub(super) start: u64,
+    pub(super) standing: Standing,
+}
 
 impl Link {
+    pub(super) fn new(transport: Arc<dyn Transport>) -> Self {
+        let mut start = [0; 8];
+        rt::fill_random(&mut start);
+        Self { transport, start: u64::from_le_bytes(start), standing: Standing::default() }
+    }
+
     /// Asks a peer, and waits for the answer no longer than `within`.
     pub(super) async fn ask(&self, to: &Peer, request: &Request, within: Duration) -> Result<Answer, Lost> {
-        let call = self.0.call(to, message::encode(request));
+        let call = self.transport.call(to, message::encode_request(self.start, request));
         let answer = rt::timeout(within, call).await;
         let answer = answer.map_err(|_| Lost::NoAnswer(format!("nothing came within {} ms", within.as_millis())))??;
-        message::decode(&answer).map_err(|e| Lost::NoAnswer(e.to_string()))
+        let answer = message::decode(&answer).map_err(|e| Lost::NoAnswer(e.to_string()))?;
+        if let Answer::Refused(Refused::Member(why)) = &answer {
+            self.standing.accused(why);
+        }
+        Ok(answer)
     }
 }
 
@@ -73,7 +89,7 @@ fn failed(what: &dyn std::fmt::Display) -> NetworkError {
 fn unexpected(answer: &Answer) -> String {
     match answer {
         Answer::Refused(Refused::NotLeader(_)) => "the peer does not lead".into(),
-        Answer::Refused(Refused::Unavailable(why)) => why.clone(),
+        Answer::Refused(Refused::Unavailable(why) | Refused::Member(why)) => why.clone(),
         _ => "the peer answered another question".into(),
     }
 }
@@ -88,6 +104,29 @@ impl Connection {
         let asked = self.link.ask(&self.peer, request, within).await.map_err(|e| failed(&e))?;
         let what = unexpected(&asked);
         read(asked).ok_or_else(|| failed(&what))
+    }
+
+    /// Looks at how far the peer is by its answer: openraft must not hear of one that lost what it had. `known`: what it
+    /// had when it was asked.
+    fn look(
+        &self,
+        request: &AppendEntriesRequest<TypeConfig>,
+        known: u64,
+        answer: AppendEntriesResponse<u64>,
+    ) -> Result<AppendEntriesResponse<u64>, NetworkError> {
+        let (standing, node) = (&self.link.standing, self.peer.node);
+        let previous = request.prev_log_id.map_or(0, |id| id.index);
+        match &answer {
+            AppendEntriesResponse::Success => {
+                let acknowledged = request.entries.last().map_or(previous, |entry| entry.log_id.index);
+                standing.has(node, acknowledged, request.leader_commit.map_or(0, |id| id.index));
+                Ok(())
+            }
+            AppendEntriesResponse::Conflict => standing.shows(node, known, previous.saturating_sub(1)),
+            AppendEntriesResponse::PartialSuccess(_) | AppendEntriesResponse::HigherVote(_) => Ok(()),
+        }
+        .map(|()| answer)
+        .map_err(|fault| failed(&fault))
     }
 
     /// Sends a snapshot from where the peer is; returns the vote that the peer then has.
@@ -116,7 +155,12 @@ impl RaftNetwork<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, RPCError<u64, BasicNode, RaftError<u64>>> {
         let message = Request::append(&request).map_err(|e| RPCError::Network(failed(&e)))?;
-        match self.ask(&message, option.hard_ttl(), Answer::into_append).await {
+        let known = self.link.standing.known(self.peer.node);
+        let asked = match self.link.standing.check(self.peer.node) {
+            Ok(()) => self.ask(&message, option.hard_ttl(), Answer::into_append).await,
+            Err(fault) => Err(failed(&fault)),
+        };
+        match asked.and_then(|answer| self.look(&request, known, answer)) {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 rt::sleep(PAUSE).await;
@@ -167,7 +211,13 @@ impl RaftNetwork<TypeConfig> for Connection {
         request: VoteRequest<u64>,
         _option: RPCOption,
     ) -> Result<VoteResponse<u64>, RPCError<u64, BasicNode, RaftError<u64>>> {
-        let voted = self.ask(&Request::vote(&request), VOTE_WAIT, Answer::into_vote).await;
-        voted.map_err(RPCError::Network)
+        let (standing, node) = (&self.link.standing, self.peer.node);
+        let known = standing.known(node);
+        let voted =
+            self.ask(&Request::vote(&request), VOTE_WAIT, Answer::into_vote).await.map_err(RPCError::Network)?;
+        // The vote of who forgot something would make a leader that lacks it.
+        let last = voted.last_log_id.map_or(0, |id| id.index);
+        standing.shows(node, known, last).map_err(|fault| RPCError::Network(failed(&fault)))?;
+        Ok(voted)
     }
 }

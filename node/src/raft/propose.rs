@@ -47,8 +47,7 @@ pub(crate) struct Proposer {
     clock: Arc<Clock>,
     /// Author of what the node itself writes.
     author: String,
-    /// Names of what is forwarded: drawn at the start, and counted.
-    pub(super) boot: u64,
+    /// Of what is forwarded.
     pub(super) sequence: AtomicU64,
     /// Places for blocks in flight.
     flights: Arc<Semaphore>,
@@ -133,10 +132,8 @@ fn fill(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
 
 impl Proposer {
     pub(super) fn new(core: Core, clock: Arc<Clock>, clocks: Clocks, author: String) -> Self {
-        let mut boot = [0; 8];
-        rt::fill_random(&mut boot);
         let flights = Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT));
-        Self { core, clock, author, boot: u64::from_le_bytes(boot), sequence: AtomicU64::new(0), flights, clocks }
+        Self { core, clock, author, sequence: AtomicU64::new(0), flights, clocks }
     }
 
     /// Returns when no block is in flight; none is begun until what is returned is dropped.

@@ -9,4 +9,5 @@ mod hand_over;
 mod history;
 mod members;
 mod planted;
+mod standing;
 mod world;

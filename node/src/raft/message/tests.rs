@@ -41,6 +41,9 @@ fn the_bytes_of_messages_stay_what_they_are() {
         let encoded = encode(&request);
         assert_eq!(encoded, golden, "{request:?}: {}", encoded.escape_ascii());
         assert_eq!(decode::<Request>(&encoded).unwrap(), request);
+        let asked = encode_request(0x0102_0304_0506_0708, &request);
+        assert_eq!(asked, [b"\x01\x02\x03\x04\x05\x06\x07\x08", golden].concat(), "{request:?}");
+        assert_eq!(decode_request(&asked).unwrap(), (0x0102_0304_0506_0708, request));
     }
     let committed = Outcome::Committed(Committed { transaction: 5, block: 2, created: vec![true] });
     let answers: [(Answer, &[u8]); 12] = [

@@ -165,7 +165,7 @@ fn forged(seed: u64) -> bool {
         let leader = world.wait_for_leader().await;
         let others: Vec<u64> = world.ids().into_iter().filter(|id| *id != leader).collect();
         let (liar, heir) = (others[0], others[1]);
-        let permit = world.node(leader).unwrap().1.inner.consensus.permit_for(heir);
+        let permit = world.node(liar).unwrap().1.inner.consensus.permit_for(heir);
         for to in world.ids().into_iter().filter(|id| *id != liar) {
             let message = permit.clone();
             world.on(to, move |node| async move { node.answer(liar, message).await }).await.unwrap();

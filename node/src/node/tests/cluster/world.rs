@@ -245,6 +245,28 @@ impl World {
         host.rows.crash(usize::try_from(survivors).unwrap());
     }
 
+    /// A copy of what lies on a machine.
+    pub(super) fn copy(&self, id: u64) -> (SimDisk, Arc<MemoryRows>) {
+        let host = self.host(id);
+        (host.disk.copied(), Arc::new(MemoryRows::copied(&host.rows)))
+    }
+
+    /// Puts a copy of before onto a machine that is down.
+    pub(super) fn put_back(&self, id: u64, (disk, rows): (SimDisk, Arc<MemoryRows>)) {
+        let mut host = self.host(id);
+        host.disk = disk;
+        host.rows = rows;
+    }
+
+    /// Starts a copy of a machine beside it: both speak as one node, and peers reach the copy. Gives the original.
+    pub(super) async fn start_copy(&self, id: u64) -> (Power, Node) {
+        let copy = self.copy(id);
+        let original = self.network().detach(id).unwrap();
+        self.put_back(id, copy);
+        assert!(self.start(id).await, "the copy of node {id} starts");
+        original
+    }
+
     /// Bounds of an fsync on a machine, from its next start on too.
     pub(super) fn set_fsync_us(&self, id: u64, us: std::ops::Range<u64>) {
         self.host(id).fsync_us = us.clone();
@@ -421,6 +443,9 @@ impl World {
                 let newest = state.terms.entry(id).or_default();
                 std::mem::replace(newest, status.term.max(*newest))
             };
+            if let Some((member, fault)) = status.refused_members.first() {
+                self.violated(format!("node {id} refuses node {member}, which is whole: {fault}"));
+            }
             if status.term < before {
                 self.violated(format!("node {id} is in term {} and was in {before}: it forgot a vote", status.term));
             }
