@@ -248,7 +248,8 @@ pub(crate) enum Command {
         /// The policy, as C2SP tlog-policy.
         policy: String,
     },
-    /// A change of the log key: the entry of [`Command::Cosigners`], and then writes, in one block. Format 2.
+    /// A change of the log key or of the cosigners: the entry of [`Command::Cosigners`], and then writes, in one block. If
+    /// the first of them is refused, so is all. Format 2; 3 when the first one requires something.
     LogKey {
         /// Wall clock of the proposer, milliseconds since 1970.
         time_ms: u64,
@@ -314,7 +315,7 @@ pub(crate) struct ProposalId {
 }
 
 /// The newest format. A command is written in the oldest that knows it, so that an older version reads what it can.
-const COMMAND_VERSION: u8 = 2;
+const COMMAND_VERSION: u8 = 3;
 
 impl Command {
     /// Encodes the command as it is written to the raft log.
@@ -327,7 +328,7 @@ impl Command {
     fn version(&self) -> u8 {
         match self {
             Self::Writes { .. } | Self::Cosigners { .. } => 1,
-            Self::LogKey { .. } => 2,
+            Self::LogKey { writes, .. } => 2 + u8::from(writes.first().is_some_and(|row| !row.requirements.is_empty())),
         }
     }
 

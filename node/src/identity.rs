@@ -212,6 +212,11 @@ pub(crate) fn make_next(place: Place<'_>, origin: &str, seed: &[u8; SEED_BYTES])
     keep_key(place, NEXT, origin, Scheme::Ed25519, seed)
 }
 
+/// The private half of the log key in force, or of the one that is to follow.
+pub(crate) fn log_seed(place: Place<'_>, follows: bool) -> Result<Option<[u8; SEED_BYTES]>, Error> {
+    read_seed(place, if follows { NEXT } else { LOG })
+}
+
 /// Removes a log key that no entry names.
 pub(crate) fn discard_next(disk: &dyn Disk, data: &Path) -> Result<(), Error> {
     let path = key_path(data, NEXT);

@@ -63,9 +63,7 @@ impl Ledger {
                 vec![draft.cosigners(author, log, cosigners, policy)]
             }
             Input::Command(Command::LogKey { author, log, cosigners, policy, writes, .. }) => {
-                let mut outcomes = vec![draft.cosigners(author, log, cosigners, policy)];
-                outcomes.extend(draft.writes(writes)?);
-                outcomes
+                draft.change_of_keys(|draft| draft.cosigners(author, log, cosigners, policy), writes)?
             }
             Input::Command(Command::Writes { writes, .. }) => draft.writes(writes)?,
         };
@@ -89,6 +87,25 @@ impl Draft<'_> {
         }));
         self.system_revision = transaction;
         Outcome::Committed(Committed { transaction, block: self.chain.head.height + 1, created: Vec::new() })
+    }
+
+    /// A change of keys and the writes that go with it; all is refused when the first write's requirements do not hold, so
+    /// that each change follows the one that it was made for.
+    fn change_of_keys(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Outcome,
+        writes: &[WriteCommand],
+    ) -> Result<Vec<Outcome>, Error> {
+        let refusal = match writes.first() {
+            Some(row) => self.requirement_refusal(row)?,
+            None => None,
+        };
+        if let Some(refusal) = refusal {
+            return Ok(vec![Outcome::Refused(refusal); 1 + writes.len()]);
+        }
+        let mut outcomes = vec![change(self)];
+        outcomes.extend(self.writes(writes)?);
+        Ok(outcomes)
     }
 
     fn writes(&mut self, writes: &[WriteCommand]) -> Result<Vec<Outcome>, Error> {
@@ -153,13 +170,8 @@ impl Draft<'_> {
 
     /// Why the transaction must not be applied, if so. Nothing was changed before.
     fn refusal(&self, write: &WriteCommand, currents: &[(KeyHash, Option<Current>)]) -> Result<Option<Refusal>, Error> {
-        for requirement in &write.requirements {
-            let current = self.current(&key_hash(&requirement.key))?;
-            let actual = current.filter(|c| c.exists).map(|c| c.revision);
-            if actual != requirement.revision {
-                let (key, required) = (requirement.key.clone(), requirement.revision);
-                return Ok(Some(Refusal::Requirement { key, required, actual }));
-            }
+        if let Some(refusal) = self.requirement_refusal(write)? {
+            return Ok(Some(refusal));
         }
         for (operation, (_, current)) in write.operations.iter().zip(currents) {
             let refusal = match operation {
@@ -171,6 +183,18 @@ impl Draft<'_> {
             };
             if refusal.is_some() {
                 return Ok(refusal);
+            }
+        }
+        Ok(None)
+    }
+
+    fn requirement_refusal(&self, write: &WriteCommand) -> Result<Option<Refusal>, Error> {
+        for requirement in &write.requirements {
+            let current = self.current(&key_hash(&requirement.key))?;
+            let actual = current.filter(|c| c.exists).map(|c| c.revision);
+            if actual != requirement.revision {
+                let (key, required) = (requirement.key.clone(), requirement.revision);
+                return Ok(Some(Refusal::Requirement { key, required, actual }));
             }
         }
         Ok(None)

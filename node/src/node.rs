@@ -30,6 +30,7 @@ use crate::view::{ApplyStages, BlockRow, Consistency, Head, HistoryPage, KeyPage
 mod blobs;
 mod cluster;
 mod log_key;
+mod rounds;
 mod tasks;
 mod vital;
 
@@ -168,7 +169,7 @@ impl Node {
         let proposer = Arc::new(consensus.proposer(Arc::clone(&clock), identity.name.clone()));
         let keys = KeyRing::new(Arc::clone(&disk), &config, identity.clone(), keys);
         let (book, time) = (Arc::clone(&ledger), Arc::clone(&clock));
-        let notary = Arc::new(Notary::open(disk.as_ref(), &config.data, book, keys, time)?);
+        let notary = Arc::new(Notary::open(&disk, &config.data, book, keys, time)?);
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
         let (pings, ping_queue) = mpsc::channel(1);
@@ -194,9 +195,13 @@ impl Node {
         });
         inner.begin().await?;
         inner.look_at_space();
-        inner.notary.check_promise(inner.consensus.is_alone().await?)?;
-        inner.notary.keys().settle(&inner.ledger)?;
-        inner.checkpoint_round().await?;
+        let alone = inner.consensus.is_alone().await?;
+        inner.notary.check_promise(alone)?;
+        inner.notary.keys().settle(&inner.ledger, alone)?;
+        // Alone, a node serves no log without a checkpoint of its newest block.
+        if alone {
+            inner.checkpoint_round().await?;
+        }
         inner.spawn_tasks(write_queue, read_queue, ping_queue);
         Ok(Self { inner })
     }
@@ -241,6 +246,7 @@ impl Node {
 
     /// Queues a write for the batcher and waits for its outcome.
     async fn submit(&self, write: Write, accepts_clock: bool) -> Result<Outcome, Error> {
+        self.inner.notary.soundness().check()?;
         if write.operations.iter().any(|operation| matches!(operation, Operation::Put { blob: true, .. })) {
             self.inner.no_peers("a blob is not copied to peers yet, so no value can name one")?;
         }
@@ -265,6 +271,7 @@ impl Node {
         if consistency == Consistency::Linearizable {
             self.barrier().await?;
         }
+        self.inner.notary.soundness().check()?;
         match at {
             // Most reads: found in memory, as a rule.
             None => self.inner.checked(self.inner.ledger.get(key, None)),
@@ -281,6 +288,7 @@ impl Node {
         read: impl FnOnce(&Inner) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let inner = Arc::clone(&self.inner);
+        inner.notary.soundness().check()?;
         let read = rt::blocking(move || inner.checked(read(&inner))).await;
         read.unwrap_or_else(|e| Err(Error::Unavailable(format!("the read ended early: {e}"))))
     }
@@ -325,18 +333,23 @@ impl Node {
     /// # Errors
     /// [`Error::NotFound`] beyond the log; [`Error::Unavailable`] when no checkpoint covers the entry yet.
     pub async fn receipt(&self, index: u64, wait: bool) -> Result<String, Error> {
+        if wait && index >= self.inner.ledger.newest().size {
+            // Another node may have acknowledged the entry already.
+            self.barrier().await?;
+        }
         let record = self.record(index).await?;
         let published = self.inner.notary.covering(cosign::needs(&record), wait).await?;
         self.aside(move |inner| inner.notary.receipt(record, &published)).await
     }
 
-    /// Latest-or-absent proof of a key as of the newest checkpoint, a C2SP tlog-proof.
+    /// Latest-or-absent proof of a key as of the newest checkpoint, a C2SP tlog-proof. A node that does not lead, and has
+    /// applied more than the checkpoint covers, has the leader make it.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when there is no checkpoint yet.
+    /// [`Error::Unavailable`] when there is no checkpoint yet, or no leader to ask.
     pub async fn proof(&self, key: &Key) -> Result<String, Error> {
-        let key = key.clone();
-        self.aside(move |inner| inner.notary.latest_or_absent(&key)).await
+        self.inner.notary.soundness().check()?;
+        self.inner.proof(key.clone()).await
     }
 
     /// Blocks above `after`, in order.
@@ -414,6 +427,7 @@ impl Node {
     /// # Errors
     /// [`Error::NoRoom`].
     pub fn room(&self) -> Result<(), Error> {
+        self.inner.notary.soundness().check()?;
         let (free_bytes, reserve_bytes) = (self.inner.free_bytes.load(Relaxed), self.inner.config.reserve_bytes);
         if free_bytes < reserve_bytes { Err(Error::NoRoom { free_bytes, reserve_bytes }) } else { Ok(()) }
     }
@@ -449,6 +463,8 @@ impl Node {
             head: chain.head.view(),
             checkpoint_size: inner.notary.published().map_or(0, |p| p.size),
             checkpoint_rounds: inner.notary.rounds(),
+            divergence: inner.notary.soundness().divergence(),
+            forged_checkpoints: inner.notary.soundness().forged(),
             keys: map.live_keys,
             free_bytes: inner.free_bytes.load(Relaxed),
             reserve_bytes: inner.config.reserve_bytes,
@@ -505,7 +521,7 @@ impl Inner {
         let tasks = vec![
             rt::spawn(batcher(Arc::clone(&self.proposer), writes, pings, stopping.clone())),
             rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
-            rt::spawn(until(stopping.clone(), self.consensus.election_driver())),
+            rt::spawn(until(stopping.clone(), tasks::stand_for_election(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::checkpoints(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_clocks(Arc::clone(self)))),

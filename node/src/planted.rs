@@ -32,6 +32,8 @@ pub(crate) enum Bug {
     OldDisksAreServed,
     /// A Raft core that ended stays so.
     CoreStaysEnded,
+    /// A node cosigns whatever head it is shown.
+    CosignWithoutCheck,
 }
 
 #[cfg(test)]

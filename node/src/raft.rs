@@ -38,6 +38,7 @@ mod members;
 mod message;
 mod peers;
 mod propose;
+pub(crate) mod rounds;
 mod standing;
 mod state;
 
@@ -50,6 +51,7 @@ use hand_over::Permits;
 use log::RaftLog;
 use peers::Link;
 pub(crate) use propose::{Job, Ping, Proposer, ReadJob, batcher};
+pub(crate) use rounds::{Question, Reply, Secret};
 use standing::Standing;
 use state::Durable;
 
@@ -224,14 +226,22 @@ impl Consensus {
         elect::driver(self.core.clone(), heard, self.draining.clone(), self.clocks.clone())
     }
 
-    /// Answers a message of a peer; `desk` does what concerns clients.
-    pub(crate) async fn answer(&self, message: &Bytes, desk: &Desk) -> Bytes {
+    /// Answers a message of a peer; `desk` does what concerns clients, `rounds` what concerns checkpoints.
+    pub(crate) async fn answer<F>(&self, message: &Bytes, desk: &Desk, rounds: impl FnOnce(Question) -> F) -> Bytes
+    where
+        F: Future<Output = Reply>,
+    {
         let (refused, standing) = (message::Answer::Refused, &self.core.link().standing);
         let answer = match message::decode_request(message) {
             Err(error) => refused(message::Refused::Unavailable(error.to_string())),
-            Ok((start, request)) => match standing.hear(desk.from, start) {
-                Err(why) => refused(why),
-                Ok(()) => self.answer_member(request, desk).await,
+            Ok((start, request)) => match (standing.hear(desk.from, start), request) {
+                (Err(why), _) => refused(why),
+                (Ok(()), message::Request::Round(question)) => {
+                    let member = self.members().iter().any(|member| member.node == desk.from);
+                    let stranger = || Reply::Refused("the node that asks is no member of the cluster".into());
+                    message::Answer::Round(if member { rounds(question).await } else { stranger() })
+                }
+                (Ok(()), request) => self.answer_member(request, desk).await,
             },
         };
         message::encode(&answer)

@@ -326,6 +326,12 @@ impl StateMap {
         Ok(self.read()?.root())
     }
 
+    /// Flips a bit of the tree, on the side of the root where `untouched` lies.
+    #[cfg(test)]
+    pub(crate) fn flip_bit(&self, untouched: &KeyHash) {
+        self.write().unwrap().flip_bit(untouched);
+    }
+
     /// Sizes, for metrics.
     ///
     /// # Errors

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use crate::cosign::Divergence;
+
 use crate::command::Key;
 
 /// Which state a read must see.
@@ -298,6 +300,11 @@ pub struct Status {
     pub head: Head,
     /// Size of the newest published checkpoint.
     pub checkpoint_size: u64,
+    /// Set while this node's state is not known to be that of its peers: it then answers nothing, and cosigns nothing of
+    /// theirs that it has not.
+    pub divergence: Option<Divergence>,
+    /// Checkpoints that peers showed and that the log key did not sign, since start.
+    pub forged_checkpoints: u64,
     /// Keys that have a value.
     pub keys: u64,
     /// Bytes free in the data directory.

@@ -2,7 +2,7 @@ use samovar_fuzz::decoder;
 
 use super::*;
 
-fn commands() -> [Command; 3] {
+fn commands() -> [Command; 4] {
     let (author, log, policy) = ("p1".to_owned(), "L".to_owned(), "P".to_owned());
     let cosigners = vec!["C".to_owned()];
     let change = Command::LogKey {
@@ -13,7 +13,20 @@ fn commands() -> [Command; 3] {
         policy: policy.clone(),
         writes: Vec::new(),
     };
-    [one_of_everything(), Command::Cosigners { time_ms: 1, author, log, cosigners, policy }, change]
+    let row = WriteCommand {
+        author: author.clone(),
+        requirements: vec![Requirement { key: Key::checked("k").unwrap(), revision: Some(4) }],
+        operations: vec![OperationCommand::Delete { key: Key::checked("b").unwrap() }],
+        idempotency: None,
+        proposal: None,
+    };
+    let following = match change.clone() {
+        Command::LogKey { time_ms, author, log, cosigners, policy, .. } => {
+            Command::LogKey { time_ms, author, log, cosigners, policy, writes: vec![row] }
+        }
+        other => other,
+    };
+    [one_of_everything(), Command::Cosigners { time_ms: 1, author, log, cosigners, policy }, change, following]
 }
 
 #[test]
@@ -68,7 +81,8 @@ fn golden_bytes_hold_the_encoding_of_commands() {
          01 0162 02 0163 ac02 01 016b {fingerprint} 01 01 02 03"
     );
     let (cosigners, log_key) = ("01 01 01 027031 014c 01 0143 0150", "02 02 01 027031 014c 01 0143 0150 00");
-    for (command, golden) in commands().into_iter().zip([writes, cosigners.into(), log_key.into()]) {
+    let following = "03 02 01 027031 014c 01 0143 0150 01 027031 01 016b 0104 01 01 0162 00 00";
+    for (command, golden) in commands().into_iter().zip([writes, cosigners.into(), log_key.into(), following.into()]) {
         let golden = golden.replace(' ', "");
         assert_eq!(hex(&command.encode()), golden, "nodes of the neighbouring version could not read this any more");
         assert_eq!(Command::decode(&command.encode()).unwrap(), command);
@@ -87,7 +101,7 @@ fn what_is_no_whole_command_is_refused() {
     let other = Bytes::from([&[2], &good[1..]].concat());
     let error = Command::decode(&other).unwrap_err().to_string();
     assert!(error.contains("not one of format 2"), "a command under a version that has another encoding: {error}");
-    let newer = Bytes::from([&[3], &good[1..]].concat());
+    let newer = Bytes::from([&[4], &good[1..]].concat());
     let error = Command::decode(&newer).unwrap_err().to_string();
     assert!(error.contains("start the newer version"), "another version: {error}");
 }

@@ -51,7 +51,7 @@ impl Node {
     pub async fn answer(&self, from: u64, message: Bytes) -> Bytes {
         let inner = &self.inner;
         let desk = Desk { from, writes: inner.writes.clone(), reads: inner.reads.clone(), room: self.room() };
-        inner.consensus.answer(&message, &desk).await
+        inner.consensus.answer(&message, &desk, |question| inner.answer_round(from, question)).await
     }
 
     /// The members of the cluster as this node knows them, by id.
@@ -119,12 +119,18 @@ impl Node {
         self.inner.consensus.promote(node).await
     }
 
-    /// Takes a member out of the cluster, voter or learner.
+    /// Takes a member out of the cluster, voter or learner. The policy lets go of its cosigning key first, by a checkpoint that
+    /// still meets the policy with it.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when it is no member, [`Error::Invalid`] when it is the only voter; else as
-    /// [`Node::add_learner`].
+    /// [`Error::NotFound`] when it is no member, [`Error::Invalid`] when it is the only voter, [`Error::Unavailable`] when
+    /// no such checkpoint is made in time; else as [`Node::add_learner`].
     pub async fn remove(&self, node: u64) -> Result<(), Error> {
+        let members = self.members();
+        let goes = members.iter().any(|member| member.node == node);
+        if goes && members.iter().any(|member| member.voter && member.node != node) {
+            self.inner.let_cosigner_go(node).await?;
+        }
         self.inner.consensus.remove(node).await
     }
 

@@ -21,6 +21,10 @@ use crate::transport::Transport;
 const ROUND_INTERVAL: Duration = Duration::from_millis(50);
 /// Pause after a checkpoint that could not be made.
 const ROUND_RETRY: Duration = Duration::from_secs(1);
+/// The same when the cosignatures of peers were missing.
+const ROUND_RETRY_PEERS: Duration = Duration::from_millis(200);
+/// With peers, so often it is looked for a checkpoint when there is no new block.
+const ROUND_LOOK: Duration = Duration::from_millis(300);
 /// How often free space is looked at, and whether anything must be made durable.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 /// What has been applied is made durable in the store after this long, so that the raft log can be released; or once
@@ -92,20 +96,44 @@ pub(super) async fn until(mut stopping: watch::Receiver<bool>, task: impl Future
     }
 }
 
-/// Publishes a checkpoint whenever there is a new block.
+/// Leads a round whenever there is a new block, or follows those of the leader.
 pub(super) async fn checkpoints(node: Arc<Inner>) {
     let mut head = node.ledger.head();
+    let mut failing = false;
     loop {
         let next = rt::instant() + ROUND_INTERVAL;
-        if let Err(error) = node.checkpoint_round().await {
-            tracing::error!(%error, "no checkpoint could be made");
-            rt::sleep(ROUND_RETRY).await;
-            continue;
+        let alone = node.consensus.members().len() <= 1;
+        match node.checkpoint_round().await {
+            Ok(()) => failing = false,
+            Err(error) => {
+                // Peers that are away may be so for long.
+                if alone || !std::mem::replace(&mut failing, true) {
+                    tracing::error!(%error, "no checkpoint could be made; it is tried again");
+                }
+                rt::sleep(if alone { ROUND_RETRY } else { ROUND_RETRY_PEERS }).await;
+                continue;
+            }
         }
-        if head.changed().await.is_err() {
+        let changed = if alone {
+            head.changed().await
+        } else {
+            // Who does not lead looks whether a checkpoint is missing; who begins to lead, whether one is to be made.
+            rt::timeout(ROUND_LOOK, head.changed()).await.unwrap_or(Ok(()))
+        };
+        if changed.is_err() {
             return;
         }
         rt::sleep_until(next).await;
+    }
+}
+
+/// Stands for election when no leader is heard, unless this node's state is wrong.
+pub(super) async fn stand_for_election(node: Arc<Inner>) {
+    let soundness = node.notary.soundness();
+    tokio::select! {
+        biased;
+        () = soundness.proved() => {}
+        () = node.consensus.election_driver() => {}
     }
 }
 

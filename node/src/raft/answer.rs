@@ -45,7 +45,7 @@ impl Responder {
             Request::SnapshotBegin { vote } => self.begin(vote).await,
             Request::SnapshotChunk { vote, chunk } => self.chunk(vote, chunk).await,
             Request::SnapshotInstall { vote, last, members } => self.install(vote, last, &members).await,
-            other @ (Request::Write { .. } | Request::ReadIndex) => return Err(other),
+            other @ (Request::Write { .. } | Request::ReadIndex | Request::Round(_)) => return Err(other),
         };
         Ok(answered.unwrap_or_else(|e| Answer::Refused(Refused::Unavailable(e.to_string()))))
     }

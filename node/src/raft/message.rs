@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TypeConfig;
 use super::log::{self, EntryId, Vote};
+use super::rounds::{Question, Reply};
 use crate::command::{Outcome, WriteCommand};
 use crate::error::Error;
 
@@ -39,6 +40,8 @@ pub(crate) enum Request {
     TakeOver { leader: Vote, last: Option<EntryId> },
     /// What time is it?
     Clock,
+    /// About a checkpoint.
+    Round(Question),
 }
 
 /// The answer to a [`Request`].
@@ -72,6 +75,8 @@ pub(crate) enum Answer {
     Clock {
         wall_ms: u64,
     },
+    /// About a checkpoint.
+    Round(Reply),
 }
 
 /// See [`AppendEntriesResponse`].

@@ -16,8 +16,9 @@ use crate::clock::{self, Clock, Time};
 use crate::command::{Command, Outcome, Write, WriteCommand};
 use crate::error::Error;
 use crate::ledger::Ledger;
+use crate::log_key::NewKeys;
 use crate::view::LogInfo;
-use crate::{log_key, rt, trace};
+use crate::{rt, trace};
 
 /// Most writes in one block.
 const BLOCK_WRITES_MAX: usize = 512;
@@ -220,10 +221,10 @@ impl Proposer {
         answer.await.unwrap_or(Err(Error::Unknown))
     }
 
-    /// Proposes a change of the log key; gives the outcome of its `cosigners` entry.
-    pub(crate) async fn change_log_key(&self, author: &str, to: LogInfo) -> Result<Outcome, Error> {
-        let LogInfo { vkey: log, cosigners, policy, .. } = to;
-        let row = WriteCommand::prepare(log_key::row(author, &log), |_| None, rt::fill_random)?;
+    /// Proposes a change of keys; gives the outcome of its `cosigners` entry.
+    pub(crate) async fn change_keys(&self, author: &str, mut to: NewKeys) -> Result<Outcome, Error> {
+        let row = WriteCommand::prepare(to.row(author), |_| None, rt::fill_random)?;
+        let LogInfo { vkey: log, cosigners, policy, .. } = to.info;
         let time = self.clock.read(self.ledger().newest().time_ms);
         let writes = [row].into_iter().chain(self.mark(time)).collect();
         let author = author.to_owned();

@@ -244,6 +244,14 @@ impl Map {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn flip_bit(&mut self, untouched: &KeyHash) {
+        let place = Place::ROOT.child(untouched.bit(0));
+        let mut node = self.tree.node(place);
+        node.hash[31] ^= 1;
+        self.tree.set(place, node);
+    }
+
     pub(super) fn freeze(&mut self, block: u64) -> Result<ViewId, Error> {
         if block != self.block {
             return Err(Error::Invalid(format!("block {block} cannot be frozen: the newest is {}", self.block)));

@@ -4,10 +4,12 @@
 //! `SAMOVAR_SEEDS=N` runs so many fresh ones.
 
 mod chaos;
+mod checkpoints;
 mod elections;
 mod hand_over;
 mod history;
 mod members;
 mod planted;
+mod rounds;
 mod standing;
 mod world;

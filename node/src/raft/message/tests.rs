@@ -1,5 +1,6 @@
 use super::*;
 use crate::command::{Committed, Key, OperationCommand, ProposalId};
+use crate::raft::rounds::Secret;
 
 const VOTE: Vote = Vote { term: 3, node: 2, committed: true };
 const ID: EntryId = EntryId { term: 3, node: 2, index: 300 };
@@ -13,7 +14,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
         idempotency: None,
         proposal: Some(ProposalId { node: 2, boot: 7, sequence: 1 }),
     };
-    let requests: [(Request, &[u8]); 11] = [
+    let requests: [(Request, &[u8]); 17] = [
         (
             Request::Append {
                 vote: VOTE,
@@ -36,6 +37,21 @@ fn the_bytes_of_messages_stay_what_they_are() {
         (Request::Permit { leader: VOTE, to: 300 }, b"\x01\x08\x03\x02\x01\xac\x02"),
         (Request::TakeOver { leader: VOTE, last: Some(ID) }, b"\x01\x09\x03\x02\x01\x01\x03\x02\xac\x02"),
         (Request::Clock, b"\x01\x0a"),
+        (
+            Request::Round(Question::Cosign { note: "n".into(), raft_index: 300, state: [7; 32] }),
+            b"\x01\x0b\x00\x01n\xac\x02\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07",
+        ),
+        (
+            Request::Round(Question::Publish { note: "n".into(), raft_index: 300 }),
+            b"\x01\x0b\x01\x01n\xac\x02",
+        ),
+        (Request::Round(Question::Newest), b"\x01\x0b\x02"),
+        (Request::Round(Question::Proof { key: Key::stored("k".into()) }), b"\x01\x0b\x03\x01k"),
+        (
+            Request::Round(Question::KeepLogKey { secret: Secret([7; 32]) }),
+            b"\x01\x0b\x04\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07",
+        ),
+        (Request::Round(Question::LogKey { vkey: "v".into() }), b"\x01\x0b\x05\x01v"),
     ];
     for (request, golden) in requests {
         let encoded = encode(&request);
@@ -46,7 +62,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
         assert_eq!(decode_request(&asked).unwrap(), (0x0102_0304_0506_0708, request));
     }
     let committed = Outcome::Committed(Committed { transaction: 5, block: 2, created: vec![true] });
-    let answers: [(Answer, &[u8]); 12] = [
+    let answers: [(Answer, &[u8]); 21] = [
         (Answer::Append(AppendAnswer::Partial(Some(ID))), b"\x01\x00\x01\x01\x03\x02\xac\x02"),
         (Answer::Vote { vote: VOTE, granted: true, last: None }, b"\x01\x01\x03\x02\x01\x01\x00"),
         (Answer::PreVote(PreVoteAnswer::Later(300)), b"\x01\x02\x01\xac\x02"),
@@ -59,6 +75,21 @@ fn the_bytes_of_messages_stay_what_they_are() {
         (Answer::Permit, b"\x01\x09"),
         (Answer::TakeOver, b"\x01\x0a"),
         (Answer::Clock { wall_ms: 300 }, b"\x01\x0b\xac\x02"),
+        (Answer::Round(Reply::Cosigned("l".into())), b"\x01\x0c\x00\x01l"),
+        (Answer::Round(Reply::Promised(300)), b"\x01\x0c\x01\xac\x02"),
+        (
+            Answer::Round(Reply::Differs([7; 32])),
+            b"\x01\x0c\x02\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07",
+        ),
+        (Answer::Round(Reply::Published), b"\x01\x0c\x03"),
+        (Answer::Round(Reply::Newest(Some(("n".into(), 300)))), b"\x01\x0c\x04\x01\x01n\xac\x02"),
+        (Answer::Round(Reply::Proof("p".into())), b"\x01\x0c\x05\x01p"),
+        (Answer::Round(Reply::LogKeyKept), b"\x01\x0c\x06"),
+        (
+            Answer::Round(Reply::LogKey(Secret([7; 32]))),
+            b"\x01\x0c\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07",
+        ),
+        (Answer::Round(Reply::Refused("no".into())), b"\x01\x0c\x08\x02no"),
     ];
     for (answer, golden) in answers {
         let encoded = encode(&answer);

@@ -164,7 +164,7 @@ async fn faults(world: World, until: tokio::time::Instant, changes: bool) {
     while rt::instant() < until {
         wait(100..1500).await;
         let (ids, id) = (world.ids(), world.any());
-        match world.draw(0..if changes { 20 } else { 14 }) {
+        match world.draw(0..if changes { 22 } else { 16 }) {
             0 | 1 => {
                 world.count("crash");
                 world.crash(id);
@@ -239,8 +239,24 @@ async fn faults(world: World, until: tokio::time::Instant, changes: bool) {
                     });
                 }
             }
+            13 => {
+                world.count("forged checkpoint");
+                world.show_forged(id);
+            }
+            14 => {
+                let rotating = world.clone();
+                let rotation = spawn_outside(async move { rotating.try_to_rotate().await });
+                if world.chance(0.5) {
+                    wait(1..100).await;
+                    world.count("crash");
+                    world.crash(id);
+                    wait(1..500).await;
+                    world.start(id).await;
+                }
+                rotation.await.unwrap();
+            }
             // A change of the members, and some other fault beside it.
-            14.. => {
+            16.. => {
                 let changing = world.clone();
                 let grows = ids.len() < 5 && (ids.len() <= 3 || world.chance(0.5));
                 let change = spawn_outside(async move {
@@ -391,7 +407,12 @@ async fn check(world: &World, log: &[Seen]) -> Result<(), String> {
             return Err(format!("node {id} has another entry {index} than node 1: {a:?} and {b}"));
         }
         first.get_or_insert(lines);
+        if let Some(divergence) = node.status().divergence {
+            return Err(format!("node {id} still takes its state for another than its peers': {divergence:?}"));
+        }
     }
+    world.check_checkpoints(&first.unwrap_or_default())?;
+    world.check_log_keys().await?;
     check_values(log, &values)?;
     world.violation().map_or(Ok(()), Err)
 }

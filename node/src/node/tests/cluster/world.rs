@@ -8,9 +8,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::super::*;
+use super::checkpoints::Watched;
 use crate::checkpoint::Checkpoint;
-use crate::merkle::Hash;
-use crate::note::Note;
+use crate::raft::Question;
 use crate::rt::sim::{Machine as Power, sleep_true, spawn_outside};
 use crate::transport::sim::{SimNetwork, Weather};
 
@@ -42,8 +42,7 @@ struct State {
     violations: Vec<String>,
     /// Nodes that ended by themselves, first first: wrong too, but it says less.
     failures: Vec<String>,
-    /// Size → root of every checkpoint that any node published.
-    checkpoints: BTreeMap<u64, (u64, Hash)>,
+    checkpoints: Watched,
     counts: BTreeMap<&'static str, u64>,
     /// The newest term that each node was seen in.
     terms: BTreeMap<u64, u64>,
@@ -68,12 +67,13 @@ impl World {
 
     /// With machines that belong to no cluster yet.
     pub(super) fn with_spares(seed: u64, nodes: u64, spares: u64) -> Self {
+        Watched::forget();
         let host = |id| Host { disk: SimDisk::new(seed ^ id << 32), rows: Arc::default(), fsync_us: 300..3000 };
         let state = State {
             rng: StdRng::seed_from_u64(seed ^ 0xfa17),
             violations: Vec::new(),
             failures: Vec::new(),
-            checkpoints: BTreeMap::new(),
+            checkpoints: Watched::default(),
             counts: BTreeMap::new(),
             terms: BTreeMap::new(),
             active: (1..=nodes).collect(),
@@ -339,9 +339,14 @@ impl World {
         if removed.await {
             self.count("member removed");
             sleep_true(Duration::from_millis(self.draw(0..1000))).await;
-            lock(&self.0.state).active.remove(&gone);
-            self.crash(gone);
+            self.retire(gone);
         }
+    }
+
+    /// A node that is no member any more is switched off.
+    pub(super) fn retire(&self, gone: u64) {
+        lock(&self.0.state).active.remove(&gone);
+        self.crash(gone);
     }
 
     async fn try_to_lead<F>(&self, act: impl Fn(Node) -> F) -> bool
@@ -452,19 +457,66 @@ impl World {
         }
     }
 
-    /// Looks at the checkpoints that are published now: there is one root for each size.
+    /// Looks at what was signed, and at the checkpoints that are served now.
     pub(super) fn look_at_checkpoints(&self) {
-        for id in self.ids() {
-            let Some(text) = self.node(id).and_then(|(_, node)| node.checkpoint()) else { continue };
-            let note = Note::parse(&text).unwrap();
-            let checkpoint = Checkpoint::parse(note.text()).unwrap();
-            let mut state = lock(&self.0.state);
-            let (first, root) = *state.checkpoints.entry(checkpoint.size).or_insert((id, checkpoint.root));
-            drop(state);
-            if root != checkpoint.root {
-                self.violated(format!("nodes {first} and {id} signed two logs of {} entries", checkpoint.size));
-            }
+        let served = self.ids().into_iter().filter_map(|id| self.node(id)?.1.checkpoint());
+        let served: Vec<_> = served.collect();
+        if let Err(what) = lock(&self.0.state).checkpoints.look(served) {
+            self.violated(what);
         }
+    }
+
+    /// What must hold of checkpoints, against the chain log that the nodes came to.
+    pub(super) fn check_checkpoints(&self, lines: &[Vec<u8>]) -> Result<(), String> {
+        lock(&self.0.state).checkpoints.check(lines)
+    }
+
+    /// Every voter comes to hold the log key in force, which they agree on, and to have ended every hand-over.
+    pub(super) async fn check_log_keys(&self) -> Result<(), String> {
+        let mut last = String::new();
+        for _ in 0..100 {
+            let all = self.ids().into_iter().filter_map(|id| Some((id, self.node(id)?.1)));
+            let all: Vec<_> =
+                all.map(|(id, node)| (id, node.log_info().vkey, node.inner.notary.keys().held())).collect();
+            let first = all.first().map(|(_, named, _)| named.clone()).unwrap_or_default();
+            if all.iter().all(|(_, named, held)| *named == first && held.0 == first) {
+                return Ok(());
+            }
+            last = format!("{all:?}");
+            sleep_true(Duration::from_millis(100)).await;
+        }
+        Err(format!("voters do not come to hold the log key that the log names: {last}"))
+    }
+
+    /// Has the leader rotate the log key, as far as the faults let it.
+    pub(super) async fn try_to_rotate(&self) {
+        let Some(leader) = self.leader() else { return };
+        let rotated = self.on(leader, |node| async move { node.rotate_log_key("admin").await.map(drop) });
+        match tokio::time::timeout(Duration::from_secs(5), rotated).await {
+            Ok(Some(Ok(()))) => self.count("rotation"),
+            _ => self.count("rotation in doubt"),
+        }
+    }
+
+    /// Shows a node a head that is not the log's, signed by the log key, as from another member.
+    pub(super) fn show_forged(&self, victim: u64) {
+        let (from, beyond) = (self.any(), self.draw(0..4).saturating_sub(1));
+        let (Some((power, node)), Some((_, sender))) = (self.node(victim), self.node(from)) else { return };
+        if from == victim {
+            return;
+        }
+        let mut root = [0; 32];
+        root[..8].copy_from_slice(&self.draw(0..u64::MAX).to_le_bytes());
+        let size = node.head().borrow().size + beyond;
+        let text = Checkpoint { origin: "sim.example".into(), size, root }.to_text();
+        let note = node.inner.notary.keys().sign_blindly(&text);
+        let raft_index = node.status().applied_index;
+        let question = match self.chance(0.7) {
+            true => Question::Cosign { note, raft_index, state: root },
+            false => Question::Publish { note, raft_index },
+        };
+        let message = sender.inner.consensus.message(question);
+        power.spawn(async move { node.answer(from, message).await });
     }
 
     /// Ends every fault.
