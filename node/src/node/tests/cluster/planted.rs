@@ -17,6 +17,7 @@ fn found_after(bug: Bug, start: u64, limit: u64) -> Option<(u64, String)> {
 
 /// Each with the most worlds that it may take.
 const BUGS: [(Bug, u64); 9] = [
+    (Bug::CosignWithoutCheck, 30),
     (Bug::AckBeforeFsync, 60),
     (Bug::VoteNotPersisted, 30),
     (Bug::ForwardedWithoutName, 30),
@@ -25,7 +26,6 @@ const BUGS: [(Bug, u64); 9] = [
     (Bug::SnapshotWithoutLastBlock, 10),
     (Bug::OutcomesLostAtRestart, 60),
     (Bug::ReleasedBeforeDurable, 10),
-    (Bug::CosignWithoutCheck, 30),
 ];
 
 fn find_all(starts: &[u64]) {
