@@ -20,6 +20,7 @@ mod limits;
 mod manners;
 mod open_loop;
 mod overload;
+mod profile_cost;
 mod proofs;
 mod quotas;
 mod raw;
