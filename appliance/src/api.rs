@@ -42,6 +42,7 @@ mod render;
 mod routes;
 mod tls;
 mod transactions;
+mod updates;
 mod users;
 
 pub(crate) use routes::ROUTES;
@@ -120,6 +121,8 @@ pub(crate) struct App {
     pub(crate) limits: Live<Limits>,
     /// Data directory.
     pub(crate) data: std::path::PathBuf,
+    /// Where the box's updater keeps its files, if this is a box.
+    pub(crate) updates: std::path::PathBuf,
     /// How long a session lasts, in milliseconds.
     pub(crate) session_life_ms: u64,
     /// Turns true when the daemon begins to stop.
@@ -167,6 +170,7 @@ impl App {
             limits: live.0,
             openness: live.1,
             data: config.data.clone(),
+            updates: config.updates.clone(),
             limiter: Limiter::new(live.2),
             session_life_ms: config.session_life_ms,
             stop,

@@ -37,7 +37,7 @@ pub(crate) use principal::{Principal, Way};
 pub(crate) use rights::{Grant, ROLES, Right, Role};
 pub(crate) use rows::{
     API_KEYS, Access, ApiKey, CERTIFICATES, Certificate, Holder, Issued, OWNED_MAX, PASSWORDS, PREFIXES_MAX, Password,
-    SEALS, SealRow, TLS, TlsCertificate, USER_BYTES_MAX, USERS, User, hex, is_user_name, unhex,
+    SEALS, SealRow, TLS, TlsCertificate, UPDATES, USER_BYTES_MAX, USERS, User, hex, is_user_name, unhex,
 };
 pub(crate) use session::{Claims, LIFE_MS_MAX};
 pub(crate) use signing::Old;

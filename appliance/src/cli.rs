@@ -11,12 +11,14 @@ use serde_json::json;
 
 use crate::bundle::SupportBundle;
 use crate::client;
+use crate::confirm::Confirm;
 use crate::doctor::Doctor;
 use crate::export::Export;
 use crate::import::Import;
 use crate::output::{self, Format};
 use crate::secrets::KekFiles;
 use crate::serve::{Made, init};
+use crate::tty::Console;
 
 mod api_key;
 mod blob;
@@ -29,6 +31,7 @@ mod proofs;
 mod rotate;
 mod secret;
 mod status;
+mod update;
 mod user;
 mod watch;
 
@@ -141,6 +144,11 @@ enum Command {
     Clock(clock::Clock),
     LogLevel(log_level::LogLevel),
     Export(Export),
+    /// Updates of the appliance
+    #[command(subcommand)]
+    Update(update::Update),
+    Confirm(Confirm),
+    Console(Console),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -169,9 +177,9 @@ enum ConfigCommand {
 pub(crate) struct Usage(pub(crate) String);
 
 /// Runs a command.
-pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
+pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let format = cli.output;
-    match cli.command {
+    let done = match cli.command {
         Command::Init { data, name, listen, kek } => {
             let kek = KekFiles { current: kek, old: None }.or_credentials();
             init(&data, name.as_deref(), listen, &kek).and_then(|made| announce(&made, &data, format))
@@ -189,8 +197,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Verify(verify) => proofs::verify(&verify, format),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::man_pages(&dir),
-        client => online(client, format),
-    }
+        client => return online(client, format),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Says where the files of a new ledger are that its clients need; never what is in them.
@@ -209,9 +218,14 @@ fn announce(made: &Made, data: &Path, format: Format) -> anyhow::Result<()> {
 }
 
 /// Runs a command that talks to a node.
-fn online(command: Command, format: Format) -> anyhow::Result<()> {
+fn online(command: Command, format: Format) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(client_command(command, format))
+    runtime.block_on(async {
+        match command {
+            Command::Confirm(c) => crate::confirm::run(&c, format).await,
+            other => client_command(other, format).await.map(|()| ExitCode::SUCCESS),
+        }
+    })
 }
 
 async fn client_command(command: Command, format: Format) -> anyhow::Result<()> {
@@ -236,14 +250,17 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::Clock(c) => clock::run(&c, format).await,
         Command::LogLevel(c) => log_level::run(&c, format).await,
         Command::Export(c) => crate::export::run(&c, format).await,
+        Command::Update(c) => update::run(&c, format).await,
+        Command::Console(c) => crate::tty::run(&c).await,
         Command::Init { .. }
         | Command::Serve { .. }
         | Command::Dev { .. }
         | Command::Config(_)
         | Command::Kek(_)
         | Command::Verify(_)
+        | Command::Confirm(_)
         | Command::Completions { .. }
-        | Command::Man { .. } => unreachable!("these need no node and were run already"),
+        | Command::Man { .. } => unreachable!("these were run already"),
     }
 }
 

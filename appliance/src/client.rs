@@ -23,7 +23,7 @@ mod target;
 mod upload;
 
 pub(crate) use failure::{Error, Problem};
-pub(crate) use target::Target;
+pub(crate) use target::{DATA_DEFAULT, Target};
 
 use target::{Resolved, Way};
 use upload::Outgoing;

@@ -219,6 +219,11 @@ sections! {
         /// Networks that may read `/metrics` without a token; others need one with the right to.
         allow: Vec<Network> = Network::loopback(),
     }
+    /// Updates, if this machine is the appliance.
+    update: UpdateSection {
+        /// Where the image's updater keeps its state, the steps of updates and the socket that takes orders.
+        directory: PathBuf = PathBuf::from(crate::update::DIRECTORY),
+    }
     /// What the daemon writes to the journal.
     journal: JournalSection {
         /// Least level: `error`, `warn`, `info`, `debug` or `trace`.
@@ -274,6 +279,8 @@ pub(crate) struct Config {
     pub(crate) quotas: Quotas,
     /// Networks that may read metrics.
     pub(crate) metrics_allow: Vec<Network>,
+    /// Where the updater of the image keeps its files, if there is one.
+    pub(crate) updates: PathBuf,
     /// Least level of the journal.
     pub(crate) level: Level,
 }
@@ -398,6 +405,7 @@ impl ConfigFile {
                 network: [self.limits.api_per_address, self.limits.login_per_address, self.limits.upload_per_address],
             },
             metrics_allow: self.metrics.allow,
+            updates: self.update.directory,
             level: self.journal.level,
         })
     }

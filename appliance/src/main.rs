@@ -11,6 +11,7 @@ mod bundle;
 mod cli;
 mod client;
 mod config;
+mod confirm;
 mod doctor;
 mod durable;
 mod export;
@@ -26,6 +27,8 @@ mod quota;
 mod secrets;
 mod serve;
 mod tls;
+mod tty;
+mod update;
 
 /// glibc's allocator keeps what the store's threads free, some 30 MB of it; this one gives it back. Its settings stand in
 /// `.cargo/config.toml`.
@@ -36,7 +39,7 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let format = cli.output;
     match cli::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => cli::report(&error, format),
     }
 }

@@ -148,6 +148,7 @@ async fn listen(
     attendants.spawn(Responder::new(acme, &certificates.site, address.port())?.run());
     attendants.spawn(certificates.follow());
     attendants.spawn(sealing::record(node.clone(), secrets));
+    attendants.spawn(crate::update::follow(node.clone(), config.updates.clone()));
     attendants.spawn(heartbeat::run(node));
 
     let failed = tokio::select! {

@@ -1,6 +1,7 @@
 """Points of tests/image/run: first boot from the ESP and from a stick, what is seen from outside and inside, second boot.
 
-usage: lane.py DISK.raw [esp|stick]      in a network namespace of its own; by default both parts
+usage: lane.py DISK.raw [esp|stick]                         in a network namespace of its own; by default both parts
+       lane.py DISK.raw update GOOD.raucb CRASHING.raucb    updates alone
 """
 
 import hashlib
@@ -12,12 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from checks import fetched, point, result, step, tool, until
 from machine import GUEST, HOST, Machine, network
+from updating import Updates
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SAMOVAR = os.environ["SAMOVAR_BIN"]
 # What the disk is grown to before its first boot, as one does with a virtual machine.
 DISK_GIB = 3
@@ -26,22 +27,8 @@ READY_S_MAX, RAM_MIB_MAX = 3 * 60, 3 * 130
 # A secret that must not be found on the raw disk.
 PLANTED = "planted-4f1d77a0c2"
 
-failed = 0
-
-
-def step(text: str) -> None:
-    print(f"\n== {text} ({time.monotonic() - began:.0f} s)", flush=True)
-
-
-def point(text: str, holds: bool, why: object = "") -> None:
-    """One line for one point."""
-    global failed
-    print(f"holds: {text}" if holds else f"FAILS: {text}   [{why}]", flush=True)
-    failed += not holds
-
-
 def main() -> int:
-    image, part = Path(sys.argv[1]).resolve(), "".join(sys.argv[2:])
+    image, part = Path(sys.argv[1]).resolve(), "".join(sys.argv[2:3])
     print(f"{image.name}: SHA-256 {hashlib.file_digest(image.open('rb'), 'sha256').hexdigest()}")
     work = Path(tempfile.mkdtemp(prefix="samovar-image-test.", dir="/var/tmp"))
     network()
@@ -52,6 +39,8 @@ def main() -> int:
             lane.esp_and_tpm()
         if part in ("", "stick"):
             lane.stick_and_bios()
+        if part == "update":
+            Updates(lane, *(Path(bundle).resolve() for bundle in sys.argv[3:5])).run()
     except (RuntimeError, TimeoutError, subprocess.SubprocessError) as error:
         point("the lane ran to its end", False, error)
     finally:
@@ -61,8 +50,7 @@ def main() -> int:
             print(f"kept: {work}")
         else:
             shutil.rmtree(work)
-    print("\ntests/image: " + ("FAILED" if failed else "every point holds"))
-    return int(bool(failed))
+    return result()
 
 
 class Lane:
@@ -336,6 +324,11 @@ class Lane:
         shown = " ".join(digest[i : i + 4] for i in range(0, 40, 4))[:39]
         point("it shows the CA's fingerprint", shown in text, shown)
 
+    def ready_now(self) -> int:
+        """Status of `/ready`, as a balancer gets it."""
+        said = subprocess.run(["curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", f"https://{GUEST}:8443/ready"], capture_output=True, text=True, check=False)
+        return int(said.stdout or 0)
+
     def answers(self, box: Machine) -> bool:
         try:
             return box.ssh("echo here", check=False, patience_s=30) == "here"
@@ -348,28 +341,10 @@ def refused(box: Machine) -> int:
     return json.loads(box.ssh("nft -j list counter inet samovar refused_out"))["nftables"][1]["counter"]["packets"]
 
 
-def fetched(url: str) -> str:
-    return subprocess.run(["curl", "-s", "-k", "-m", "30", url], capture_output=True, text=True, check=False).stdout
-
-
-def until(true: Callable[[], bool], patience_s: float = 180) -> bool:
-    end = time.monotonic() + patience_s
-    while not true():
-        if time.monotonic() > end:
-            return False
-        time.sleep(1)
-    return True
-
-
-def tool(*command: object) -> subprocess.CompletedProcess:
-    return subprocess.run([str(c) for c in command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
-
 def on_stick(stick: Path, site: Path) -> None:
     """Replaces the site file on the image of a stick, as somebody would at another machine."""
     subprocess.run(["mcopy", "-D", "o", "-i", stick, site, "::/samovar/site.toml"], check=True, env=os.environ | {"MTOOLS_SKIP_CHECK": "1"})
 
 
-began = time.monotonic()
 if __name__ == "__main__":
     sys.exit(main())

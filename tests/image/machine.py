@@ -33,11 +33,13 @@ class Machine:
     def __init__(self, work: Path, name: str, disk: Path, *, bios: bool = False, tpm: bool = True, memory_mib: int = 1024):
         self.work, self.name, self.disk, self.bios, self.tpm, self.memory_mib = work, name, disk, bios, tpm, memory_mib
         self.serial = work / f"{name}.serial"
+        # USB sticks that are in, and whether the network is plugged in.
         self.sticks: list[Path] = []
         self.credentials: dict[str, Path] = {}
         self.qemu: subprocess.Popen | None = None
         self.swtpm: subprocess.Popen | None = None
         self.seen = 0
+        self.wired = True
         self.key = work / "ops"
 
     def start(self) -> None:
@@ -50,8 +52,9 @@ class Machine:
             "-drive", f"if=none,id=disk,file={self.disk},format=raw,cache=writeback,discard=unmap",
             "-device", "virtio-blk-pci,drive=disk,bootindex=0", "-device", "virtio-rng-pci",
             "-device", "i6300esb", "-action", "watchdog=reset",
-            "-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=net",
         ]  # fmt: skip
+        if self.wired:
+            command += ["-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=net"]
         if not self.bios:
             variables = self.work / f"{self.name}.vars"
             if not variables.exists():

@@ -27,5 +27,6 @@ mod raw;
 mod sealing;
 mod tls;
 mod under_load;
+mod updates;
 mod walk;
 mod watch;

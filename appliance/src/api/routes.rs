@@ -18,6 +18,7 @@ macro_rules! handler {
 mod diagnostics;
 mod parameters;
 mod rotations;
+mod updates;
 
 use parameters::{AFTER_BLOCK, AFTER_KEY, AT, BEFORE, CONSISTENCY, FOR, KEY, LIMIT, PREFIX, WAIT};
 
@@ -520,6 +521,10 @@ pub(crate) static ROUTES: &[Route] = &[
         problems: &[],
         handler: handler!(node::openapi),
     },
+    updates::STATE,
+    updates::INSTALL,
+    updates::ROLLBACK,
+    updates::RESTART,
     diagnostics::LOG_LEVEL,
     diagnostics::CHANGE_LOG_LEVEL,
     diagnostics::RESTORE_LOG_LEVEL,

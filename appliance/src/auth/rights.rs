@@ -94,6 +94,8 @@ rights! {
     AcceptClock:  Whole, "accept a clock that is not believed", [];
     /// Look into the running process: profiles, traces, level of the journal.
     Diagnose:     Whole, "take profiles, change the level of the journal", [];
+    /// Updates of the box: install one, go back, start it again.
+    Update:       Whole, "update this box",                      [Operator];
     /// Secrets of the ledger: replace them by new ones.
     Rotate:       Whole, "rotate secrets",                       [Operator];
     /// Replace the key that signs the log: verifiers everywhere must follow.

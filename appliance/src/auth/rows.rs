@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rights::{Grant, Role};
 use super::table::Table;
+use crate::update::Event;
 
 /// What every token begins with.
 pub(super) const TOKEN_PREFIX: &str = "samovar_";
@@ -49,6 +50,10 @@ pub(crate) static TLS: Table<TlsCertificate> =
 /// Under which key-encryption key each node's secret files lie, by the node's name.
 pub(crate) static SEALS: Table<SealRow> =
     Table::new("~seals/", ("no-such-seal", "no node of this name has sealed files"), is_user_name, 64);
+
+/// The last step of an update of each box that is an entry, by the node's name.
+pub(crate) static UPDATES: Table<Event> =
+    Table::new("~updates/", ("no-such-update", "no box of this name was updated"), is_user_name, 64);
 
 /// What a principal may do, as users and API keys have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

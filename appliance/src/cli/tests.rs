@@ -87,6 +87,15 @@ fn command_lines_of_the_interface_parse() {
         "log-level debug --for 90s",
         "log-level info,samovar_node::raft=trace",
         "log-level --reset",
+        "update install b.raucb",
+        "update install https://h/b.raucb --restart",
+        "update status",
+        "update rollback --restart",
+        "update restart",
+        "console /dev/tty1 /dev/ttyS0",
+        "confirm --json",
+        "confirm --expect f",
+        "confirm --record f",
         "completions bash",
         "man d",
         "--output json keys",
@@ -128,6 +137,8 @@ fn wrong_command_lines_are_usage_errors() {
         ("log-level degub", "no level"),
         ("log-level debug --for soon", "duration"),
         ("log-level --reset debug", "cannot be used with"),
+        ("update install", "<BUNDLE>"),
+        ("confirm --record f --expect g", "cannot be used with"),
     ] {
         let error = parse(line).err().unwrap_or_else(|| panic!("samovar {line} should be refused"));
         assert_eq!(error.exit_code(), 2, "samovar {line}");

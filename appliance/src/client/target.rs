@@ -13,7 +13,7 @@ use super::Error;
 use crate::serve::{ADMIN_TOKEN_FILE, SOCKET_FILE};
 
 /// Data directory that is looked at when nothing else is said, as the packaged service uses it.
-const DATA_DEFAULT: &str = "/var/lib/samovar";
+pub(crate) const DATA_DEFAULT: &str = "/var/lib/samovar";
 /// Port of the API when the URL names none.
 const PORT_DEFAULT: u16 = 8443;
 /// Longest token file, in bytes: a bound against `--token-file` on something else.

@@ -190,6 +190,8 @@ pub(super) fn all() -> Value {
             }),
         ),
         "LogLevel": log_level(),
+        "NewUpdate": strict(&["bundle"], &json!({ "bundle": { "type": "string", "minLength": 1, "maxLength": 4096 } })),
+        "Updates": updates(),
         "Health": object(&["status"], &json!({ "status": text() })),
     })
 }
@@ -362,6 +364,27 @@ fn log_level() -> Value {
             "configured": text(), "directives": nullable("string"), "by": nullable("string"),
             "until_ms": number_or_null(),
         }),
+    )
+}
+
+fn updates() -> Value {
+    let slot = || json!({ "slot": text(), "version": text(), "standing": text() });
+    let event = object(
+        &["sequence", "time_s", "step", "version", "slot", "by", "why"],
+        &json!({
+            "sequence": number(), "time_s": number(), "step": text(), "version": text(), "slot": text(), "by": text(),
+            "why": text(),
+        }),
+    );
+    object(
+        &["state", "message", "slot", "version", "standing", "spare", "events"],
+        &with(
+            slot(),
+            &json!({
+                "state": text(), "message": text(), "spare": object(&["slot", "version", "standing"], &slot()),
+                "events": list(&event),
+            }),
+        ),
     )
 }
 
