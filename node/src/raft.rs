@@ -241,6 +241,10 @@ impl Consensus {
                     let stranger = || Reply::Refused("the node that asks is no member of the cluster".into());
                     message::Answer::Round(if member { rounds(question).await } else { stranger() })
                 }
+                // Who takes no write must not lead: for want of room, or because its state is not known to be right.
+                (Ok(()), message::Request::TakeOver { .. }) if desk.room.is_err() => {
+                    refused(message::Refused::Unavailable("it takes no writes now".into()))
+                }
                 (Ok(()), request) => self.answer_member(request, desk).await,
             },
         };

@@ -55,6 +55,10 @@ impl Reported {
         page.gauge("samovar_checkpoint_entries", help, status.checkpoint_size)?;
         let help = "Checkpoints published; each was signed and cosigned";
         page.counter("samovar_checkpoints", help, status.checkpoint_rounds)?;
+        let help = "1 while the node's state is not known to be that of its peers: it then answers nothing";
+        page.gauge("samovar_state_diverged", help, u64::from(status.divergence.is_some()))?;
+        let help = "Checkpoints that peers showed and the log key did not sign";
+        page.counter("samovar_forged_checkpoints", help, status.forged_checkpoints)?;
         page.gauge("samovar_keys", "Keys that have a value", status.keys)?;
         let help = "1 when the machine says that its clock is synchronised";
         page.gauge("samovar_clock_synchronised", help, u64::from(status.clock.synchronised))?;

@@ -215,6 +215,8 @@ impl Proposer {
     /// Proposes one write of the node's own, in a block of its own.
     pub(crate) async fn write(&self, write: Write) -> Result<Outcome, Error> {
         let write = WriteCommand::prepare(write, |_| None, rt::fill_random)?;
+        // A block as any other: who hands the lead over waits for it, and it for them.
+        let _flight = self.flights.acquire().await;
         let (reply, answer) = oneshot::channel();
         // Only the leader has anything of its own to write.
         self.propose(vec![Job { write, reply, accepts_clock: false, forwarded: true }]).await;
@@ -225,6 +227,10 @@ impl Proposer {
     pub(crate) async fn change_keys(&self, author: &str, mut to: NewKeys) -> Result<Outcome, Error> {
         let row = WriteCommand::prepare(to.row(author), |_| None, rt::fill_random)?;
         let LogInfo { vkey: log, cosigners, policy, .. } = to.info;
+        let _flight = self.flights.acquire().await;
+        if !self.clocks.agrees().await {
+            return Err(Error::NotLeader { leader: None });
+        }
         let time = self.clock.read(self.ledger().newest().time_ms);
         let writes = [row].into_iter().chain(self.mark(time)).collect();
         let author = author.to_owned();

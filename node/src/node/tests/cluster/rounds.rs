@@ -253,6 +253,8 @@ fn a_follower_whose_map_is_altered_by_one_bit_is_found_out_within_one_block() {
         let refused = node(&world, sick).get(&key, Consistency::Stale, None).await.expect_err("it answers");
         assert!(refused.to_string().contains("state is wrong"), "{refused}");
         world.on(sick, |node| async move { node.write(put("k")).await }).await.unwrap().expect_err("it takes a write");
+        let handed = world.on(leader, move |node| async move { node.hand_over(Some(sick)).await }).await.unwrap();
+        handed.expect_err("it is to lead");
         let committed = write_at(&world, leader, "after").await;
         let receipt = world.on(leader, move |n| async move { n.receipt(committed.transaction, true).await }).await;
         let trusted = followed(&node(&world, leader)).await;

@@ -290,6 +290,20 @@ impl World {
             self.join(id).await;
             self.grow(id).await;
         }
+        self.wait_for_cosigners().await;
+    }
+
+    /// Waits until the policy names all nodes.
+    async fn wait_for_cosigners(&self) {
+        let ids = self.ids();
+        for _ in 0..2000 {
+            let named = |id: &u64| self.node(*id).map_or(0, |(_, node)| node.log_info().cosigners.len());
+            if ids.iter().all(|id| named(id) == ids.len()) {
+                return;
+            }
+            sleep_true(Duration::from_millis(5)).await;
+        }
+        panic!("the policy does not come to name all of {ids:?} within 10 s");
     }
 
     /// Makes the files of a node that joins, and starts it.
