@@ -18,6 +18,7 @@ use crate::config::{Config, Network};
 use crate::http::{Answer, Asked, Handler, Limits, Payload, Peer, Reply, RequestBody};
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::quota::{Class, Limiter, Quotas, Told};
 use crate::secrets::Secrets;
 use crate::tls::Certificates;
@@ -27,6 +28,7 @@ mod api_keys;
 mod blobs;
 mod certificates;
 mod clock;
+mod cluster;
 mod entries;
 mod feed;
 mod idempotency;
@@ -45,6 +47,7 @@ mod transactions;
 mod updates;
 mod users;
 
+pub(crate) use node::tell_peers;
 pub(crate) use routes::ROUTES;
 
 /// Whether JSON may be a value in the body of `POST /v1/transactions`; for what is to be sent there.
@@ -107,6 +110,8 @@ pub(crate) enum Takes {
 pub(crate) struct App {
     /// The ledger.
     pub(crate) node: Node,
+    /// The other nodes of the cluster.
+    pub(crate) peers: Peers,
     /// Credentials.
     pub(crate) auth: Auth,
     /// What TLS serves.
@@ -153,7 +158,7 @@ impl Openness {
 impl App {
     /// An API over a node. Called on the runtime of the listener.
     pub(crate) fn new(
-        node: Node,
+        (node, peers): (Node, Peers),
         (config, secrets): (&Config, &Secrets),
         live: (Live<Limits>, Live<Openness>, Live<Quotas>),
         certificates: Arc<Certificates>,
@@ -165,6 +170,7 @@ impl App {
         Arc::new(Self {
             auth: Auth::new(node.clone(), secrets, clients, &metrics),
             node,
+            peers,
             certificates,
             metrics,
             limits: live.0,

@@ -23,6 +23,7 @@ use crate::tls::ClientKeys;
 mod credential;
 mod failures;
 mod lockout;
+mod members;
 mod password;
 mod principal;
 mod rights;
@@ -32,6 +33,7 @@ mod signing;
 mod table;
 
 pub(crate) use lockout::Lockout;
+pub(crate) use members::{JOIN_TOKENS, JoinToken, JoinTokenText, NODES, NodeRow, node_named};
 pub(crate) use password::{BYTES_MAX as PASSWORD_BYTES_MAX, CHARS_MIN as PASSWORD_CHARS_MIN, Passwords, Secret};
 pub(crate) use principal::{Principal, Way};
 pub(crate) use rights::{Grant, ROLES, Right, Role};
@@ -110,7 +112,7 @@ impl Auth {
             Some(_) => self.load(&credential, digest, head).await?,
             None => {
                 self.failures.may_fail(peer.address)?;
-                self.load(&credential, digest, head).await?
+                self.load_newest(&credential, digest, head).await?
             }
         };
         match known {
@@ -167,6 +169,22 @@ impl Auth {
     /// The time to go by: nothing expires on a clock that is not believed.
     fn now_ms(&self) -> u64 {
         self.node.now_ms()
+    }
+
+    /// The same, and once more when this node has caught up with what its peers acknowledged: the session, key or user may
+    /// have been made on another one a moment ago.
+    async fn load_newest(
+        &self,
+        credential: &Credential<'_>,
+        digest: [u8; 32],
+        head: Head,
+    ) -> Result<Option<Known>, Problem> {
+        let known = self.load(credential, digest, head).await?;
+        if known.is_some() || self.node.members().len() == 1 || self.node.barrier().await.is_err() {
+            return Ok(known);
+        }
+        let head = *self.head.borrow();
+        self.load(credential, digest, head).await
     }
 
     /// Checks a credential against the system state and remembers it if it is good.

@@ -27,6 +27,7 @@ mod kek;
 mod keys;
 mod log_level;
 mod manual;
+mod node;
 mod proofs;
 mod rotate;
 mod secret;
@@ -96,6 +97,10 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         data: Option<PathBuf>,
     },
+    Join(node::Join),
+    /// The nodes of the cluster: list them, take them in and out
+    #[command(subcommand)]
+    Node(node::Node),
     /// Look at configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -230,6 +235,8 @@ fn online(command: Command, format: Format) -> anyhow::Result<ExitCode> {
 
 async fn client_command(command: Command, format: Format) -> anyhow::Result<()> {
     match command {
+        Command::Join(c) => node::join(&c, format).await,
+        Command::Node(c) => node::run(&c, format).await,
         Command::Status(c) => status::run(&c, format).await,
         Command::Doctor(c) => crate::doctor::run(&c, format).await,
         Command::SupportBundle(c) => crate::bundle::run(&c, format).await,

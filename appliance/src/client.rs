@@ -17,6 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
+mod anybody;
 mod failure;
 pub(crate) mod sse;
 mod target;
@@ -150,6 +151,11 @@ impl Client {
     /// Reads what the target names. Connects to nothing yet.
     pub(crate) fn open(target: &Target) -> Result<Self, Error> {
         Ok(Self { target: Arc::new(target.resolve()?), idle: Arc::default(), anonymous: false })
+    }
+
+    /// Whoever answers at a URL, with whatever certificate: only for what is checked by other means, and without a token.
+    pub(crate) fn to_anybody(url: &str) -> Result<Self, Error> {
+        Ok(Self { target: Arc::new(Resolved::unchecked(url)?), idle: Arc::default(), anonymous: true })
     }
 
     /// The node behind a Unix socket.

@@ -18,12 +18,14 @@ use crate::tls::{SiteSource, is_dns_name};
 
 mod level;
 mod nearest;
+mod peers;
 #[cfg(test)]
 mod reference;
 mod site;
 mod units;
 
 pub(crate) use level::Level;
+pub(crate) use peers::is_host_and_port;
 pub(crate) use site::ChallengeKind;
 pub(crate) use units::{Network, Size, Span};
 
@@ -96,6 +98,15 @@ sections! {
         /// Origins whose pages may call the API from a browser (CORS), such as `https://app.example`: scheme, host and,
         /// unless it is the scheme's own, port. None by default. A page needs a token all the same.
         cors_origins: Vec<String> = Vec::new(),
+    }
+    /// The other nodes of the cluster. A node without peers does not listen for any: it begins to when it makes a join token
+    /// (`samovar node token`), and at each start once it has peers.
+    peers: PeersSection {
+        /// Address and port for peers (TLS 1.3, certificates of nodes only). Clients have no business there.
+        listen: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 8444)),
+        /// Where peers reach this node, `HOST:PORT`. By default the address of `listen`, or the machine's host name if
+        /// that is all addresses.
+        address: String = String::new(),
     }
     /// The certificate that the node shows its clients. The ledger's own CA signs it.
     tls: TlsSection {
@@ -253,6 +264,10 @@ pub(crate) struct Config {
     pub(crate) kek: KekFiles,
     /// Address of the API.
     pub(crate) listen: SocketAddr,
+    /// Address for peers.
+    pub(crate) peers_listen: SocketAddr,
+    /// Where peers are told to reach this node, `HOST:PORT`.
+    pub(crate) peers_address: String,
     /// More names and addresses of the node's certificate.
     pub(crate) tls_names: Vec<String>,
     /// Where the certificate for the site's names comes from.
@@ -372,6 +387,9 @@ impl ConfigFile {
         if let Some(wrong) = self.tls.names.iter().find(|n| !is_dns_name(n) && n.parse::<IpAddr>().is_err()) {
             return Err(format!("tls.names: `{wrong}` is neither a host name nor an address"));
         }
+        if !self.peers.address.is_empty() && !is_host_and_port(&self.peers.address) {
+            return Err(format!("peers.address: `{}` is no HOST:PORT, such as box-02:8444", self.peers.address));
+        }
         let site = site::check(&self.tls, &self.acme)?;
         let kek = KekFiles {
             current: site::file("node.kek", &self.node.kek)?,
@@ -389,6 +407,8 @@ impl ConfigFile {
             data: self.node.data,
             kek,
             listen: self.listen.api,
+            peers_listen: self.peers.listen,
+            peers_address: self.peers.reached(),
             tls_names: self.tls.names,
             site,
             acme_listen: self.acme.listen,

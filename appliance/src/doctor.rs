@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::output::{self, Format, Table};
 
 mod certificates;
+mod cluster;
 mod daemon;
 mod facts;
 mod files;
@@ -104,6 +105,8 @@ const CHECKS: &[Check] = &[
     check("configuration", "Is the configuration good?", daemon::configuration),
     check("in-force", "Is the configuration in force?", daemon::in_force),
     check("ledger", "Is the ledger well?", daemon::ledger),
+    check("quorum", "Do enough voters answer?", cluster::quorum),
+    check("peers", "Are the other nodes there and up to date?", cluster::peers),
     check("checkpoint", "Does the newest checkpoint keep up?", daemon::checkpoint),
     check("copies", "Are store and archive whole?", daemon::copies),
     check("connections", "Is there room for connections?", daemon::connections),

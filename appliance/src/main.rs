@@ -22,6 +22,7 @@ mod live;
 mod metrics;
 mod openapi;
 mod output;
+mod peers;
 mod profile;
 mod quota;
 mod secrets;

@@ -24,6 +24,7 @@ mod reported;
 
 pub(crate) use journal::CountLines;
 use machine::Machine;
+pub(crate) use reported::PeerFigures;
 use reported::Reported;
 
 /// Media type of the exposition.
@@ -185,9 +186,9 @@ impl Metrics {
         }
     }
 
-    /// The exposition, with what the node reports now.
-    pub(crate) fn exposition(&self, status: &Status) -> Result<String, std::fmt::Error> {
-        self.page(Reported { status: status.clone(), machine: self.machine.look() })
+    /// The exposition, with what the node reports now and knows of its peers.
+    pub(crate) fn exposition(&self, status: &Status, peers: Vec<PeerFigures>) -> Result<String, std::fmt::Error> {
+        self.page(Reported { status: status.clone(), machine: self.machine.look(), peers })
     }
 
     fn page(&self, figures: Reported) -> Result<String, std::fmt::Error> {

@@ -16,18 +16,21 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::api::App;
+use crate::api::{self, App};
 use crate::config::Config;
 use crate::durable::{Mode, write_new};
 use crate::http::Server;
 use crate::journal;
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::secrets::Secrets;
 use crate::tls::{self, Certificates, Responder};
 
+mod dev;
 mod directory;
 mod heartbeat;
 mod init;
+mod join;
 mod local;
 mod machine_clock;
 mod node_thread;
@@ -36,8 +39,10 @@ mod reload;
 mod sealing;
 mod sockets;
 
+pub(crate) use dev::dev;
 pub(crate) use directory::{ADMIN_TOKEN_FILE, LOCK_FILE, VKEY_FILE, write_vkey};
-pub(crate) use init::{Made, dev, init};
+pub(crate) use init::{Made, init, is_node_name};
+pub(crate) use join::{Join, Joined, join};
 pub(crate) use local::SOCKET_FILE;
 pub(crate) use machine_clock::{is_synchronised, somebody_knows};
 pub(crate) use reload::Source;
@@ -82,11 +87,12 @@ fn run(
         .context("starting the runtime")?;
     notify::status("Replaying the raft log");
     rt::report_synchronised(runtime.block_on(machine_clock::is_synchronised()));
-    let mut node = NodeThread::start(node_config(config, &secrets))?;
+    let peers = Peers::new(config, &secrets);
+    let mut node = NodeThread::start(node_config(config, &secrets), peers.clone())?;
 
     let served = runtime.block_on(async {
         let ended = node.ended();
-        let open = Open { node: node.node().clone(), secrets };
+        let open = Open { node: node.node().clone(), peers, secrets };
         listen(config, source, open, listeners, Events { ready, stop, reloads, ended }).await
     });
 
@@ -108,6 +114,7 @@ struct Events<Ready, Stop, Ended> {
 /// What was opened before anything is served.
 struct Open {
     node: Node,
+    peers: Peers,
     secrets: Secrets,
 }
 
@@ -115,20 +122,27 @@ struct Open {
 async fn listen(
     config: &Config,
     source: Source,
-    Open { node, secrets }: Open,
+    Open { node, peers, secrets }: Open,
     (listener, acme): (TcpListener, Vec<TcpListener>),
     events: Events<impl FnOnce(SocketAddr), impl Future<Output = ()>, impl Future<Output = ()>>,
 ) -> Result<()> {
     let Events { ready, stop, reloads, ended } = events;
     let (stopping, stop_seen) = watch::channel(false);
     let metrics = Arc::new(Metrics::new(&config.data));
-    let subject = tls::Subject::of(&node.status().name, config.listen.ip(), &config.tls_names);
-    let certificates = Certificates::open(&secrets, (subject, config.site.clone()), node.clone(), metrics.clone())?;
+    let subject = tls::Subject::of(&node.status().name, config.listen.ip(), &config.tls_names).of_node(node.id());
+    let known = (node.clone(), peers.clone());
+    let certificates = Certificates::open(&secrets, (subject, config.site.clone()), known, metrics.clone())?;
     let settings = Settings::new(source, config.clone(), certificates.clone());
     let (tls, limits) = (certificates.server(), settings.limits.clone());
     let live = (limits.clone(), settings.openness.clone(), settings.quotas.clone());
-    let app =
-        App::new(node.clone(), (config, &secrets), live, certificates.clone(), metrics.clone(), stop_seen.clone());
+    let app = App::new(
+        (node.clone(), peers),
+        (config, &secrets),
+        live,
+        certificates.clone(),
+        metrics.clone(),
+        stop_seen.clone(),
+    );
     let local = local::bind(&config.data);
     let listener = tokio::net::TcpListener::from_std(listener).context("watching the listening socket")?;
     let address = listener.local_addr().context("asking for the listening address")?;
@@ -147,6 +161,7 @@ async fn listen(
     attendants.spawn(settings.follow(reloads, node.clone()));
     attendants.spawn(Responder::new(acme, &certificates.site, address.port())?.run());
     attendants.spawn(certificates.follow());
+    attendants.spawn(api::tell_peers(app));
     attendants.spawn(sealing::record(node.clone(), secrets));
     attendants.spawn(crate::update::follow(node.clone(), config.updates.clone()));
     attendants.spawn(heartbeat::run(node));

@@ -16,6 +16,8 @@ mod authority;
 mod certificates;
 mod clients;
 mod files;
+mod peers;
+mod request;
 mod site;
 mod validity;
 
@@ -23,6 +25,8 @@ pub(crate) use acme::{AcmeSettings, Responder};
 pub(crate) use authority::{Subject, Times, is_dns_name};
 pub(crate) use certificates::{Certificates, Shown, Standing};
 pub(crate) use clients::{ClientKeys, key_hash};
+pub(crate) use peers::{PeerTls, node_of, server_name};
+pub(crate) use request::PEM_BYTES_MAX as REQUEST_BYTES_MAX;
 pub(crate) use site::{SiteSource, SiteStanding};
 
 use clients::AnyKey;
@@ -41,6 +45,31 @@ const NODE_CERTIFICATE_FILE: &str = "node.pem";
 /// Makes CA, node certificate and their keys in a new data directory.
 pub(crate) fn make(secrets: &Secrets, subject: &Subject) -> Result<()> {
     Files::of(secrets).make(subject, Times::wall())
+}
+
+/// Makes the key of a node that joins, in a new data directory; its certificate request, in PEM.
+pub(crate) fn make_request(secrets: &Secrets) -> Result<String> {
+    Files::of(secrets).make_request()
+}
+
+/// Keeps the certificate that a node which joins got for its request, and the CAs.
+pub(crate) fn accept(secrets: &Secrets, certificate: &str, roots: &str) -> Result<()> {
+    Files::of(secrets).accept(certificate, roots)
+}
+
+/// The CA's private key in PEM, if this node has it.
+pub(crate) fn authority_key(secrets: &Secrets) -> Result<Option<String>> {
+    Files::of(secrets).authority_key()
+}
+
+/// Keeps the CA's private key, which another voter gave.
+pub(crate) fn take_authority_key(secrets: &Secrets, key: &str) -> Result<()> {
+    Files::of(secrets).take_authority_key(key)
+}
+
+/// SHA-256 of the public key of a CA in PEM, the first one: what a join token pins.
+pub(crate) fn pin_of(roots: &str) -> Option<[u8; 32]> {
+    key_hash(&CertificateDer::from_pem_slice(roots.as_bytes()).ok()?)
 }
 
 /// The certificates of a data directory, without any key: what clients see of the node, and the CA.

@@ -47,7 +47,8 @@ pub(crate) struct Identity {
 }
 
 /// What a node must know to join a cluster. Holds the log key: whoever has it can sign in the cluster's name.
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Admission {
     /// The id that the cluster gave it.
     pub(crate) node: u64,

@@ -39,7 +39,17 @@ pub struct Daemon {
     data: PathBuf,
     port: u16,
     settings: Settings,
+    /// Where the admin's token lies: that of the node which began the cluster.
+    token: PathBuf,
     child: Option<Child>,
+}
+
+/// A free port of this machine.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 impl Daemon {
@@ -48,7 +58,7 @@ impl Daemon {
     /// # Errors
     /// With what the binary said.
     pub async fn create(data: &Path, settings: Settings) -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let init = Command::new(binary()?)
             .args(["init", "--name", "box-01", "--listen", &format!("127.0.0.1:{port}"), "--data"])
             .arg(data)
@@ -56,15 +66,33 @@ impl Daemon {
         if !init.status.success() {
             bail!("samovar init: {}", String::from_utf8_lossy(&init.stderr));
         }
-        let mut daemon = Self { data: data.to_owned(), port, settings, child: None };
+        let mut daemon = Self::existing(data, port, settings);
         daemon.start().await?;
+        Ok(daemon)
+    }
+
+    /// Makes the data directory of a node that joins the cluster of this one, with a token in a file; it is not started.
+    ///
+    /// # Errors
+    /// With what the binary said.
+    pub fn join(&self, data: &Path, name: &str, token: &Path) -> Result<Self> {
+        let (port, peers) = (free_port()?, format!("127.0.0.1:{}", free_port()?));
+        let mut command = Command::new(binary()?);
+        command.args(["join", &format!("https://127.0.0.1:{}", self.port), "--name", name, "--peers", &peers]);
+        let joined = command.arg("--token-file").arg(token).arg("--data").arg(data).output()?;
+        if !joined.status.success() {
+            bail!("{}", String::from_utf8_lossy(&joined.stderr));
+        }
+        let settings = Settings { toml: format!("[peers]\nlisten = \"{peers}\"\n"), ..Settings::default() };
+        let mut daemon = Self::existing(data, port, settings);
+        daemon.token.clone_from(&self.token);
         Ok(daemon)
     }
 
     /// A ledger that exists already, not started.
     #[must_use]
     pub fn existing(data: &Path, port: u16, settings: Settings) -> Self {
-        Self { data: data.to_owned(), port, settings, child: None }
+        Self { data: data.to_owned(), port, settings, token: data.join("admin.token"), child: None }
     }
 
     /// Other lines in the configuration file, from the next start on.
@@ -77,6 +105,18 @@ impl Daemon {
     /// # Errors
     /// When it ends, or is not ready in time; with what it said.
     pub async fn start(&mut self) -> Result<Duration> {
+        self.start_until("/ready").await
+    }
+
+    /// Starts the daemon and waits until it answers, ready or not.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub async fn start_unready(&mut self) -> Result<Duration> {
+        self.start_until("/health").await
+    }
+
+    async fn start_until(&mut self, path: &str) -> Result<Duration> {
         let config = self.data.with_extension("toml");
         let listen = format!("[listen]\napi = \"127.0.0.1:{}\"\n{}", self.port, self.settings.toml);
         fs::File::create(&config).and_then(|mut f| std::io::Write::write_all(&mut f, listen.as_bytes()))?;
@@ -102,7 +142,7 @@ impl Daemon {
                 bail!("the daemon ended ({status}): {}", self.log());
             }
             if let Ok(mut client) = self.client().await
-                && client.get("/ready").await.is_ok_and(|a| a.status == 200)
+                && client.get(path).await.is_ok_and(|a| a.status == 200)
             {
                 return Ok(started.elapsed());
             }
@@ -143,7 +183,7 @@ impl Daemon {
     /// # Errors
     /// When the daemon does not answer.
     pub async fn client(&self) -> Result<Client> {
-        let token = fs::read_to_string(self.data.join("admin.token"))?;
+        let token = fs::read_to_string(&self.token)?;
         Client::connect(self.port, &self.data.join("ca.pem"), Some(token.trim())).await
     }
 
@@ -167,6 +207,12 @@ impl Daemon {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The file with the admin's token.
+    #[must_use]
+    pub fn token(&self) -> &Path {
+        &self.token
     }
 
     /// Its data directory.

@@ -7,4 +7,4 @@ mod daemon;
 pub mod durability;
 
 pub use client::{Answer, Client, Ends};
-pub use daemon::{Daemon, Settings, binary};
+pub use daemon::{Daemon, Settings, binary, free_port};

@@ -345,6 +345,7 @@ async fn every_route_that_the_description_names_answers_as_described() {
             ("{height}", "1"),
             ("{tile}", "0/000.p/1"),
             ("{user}", "bot"),
+            ("{name}", "box-01"),
         ];
         let path = path.iter().fold(pattern.clone(), |path, (name, value)| path.replace(name, value));
         let answer = ledger.get(&path, 200).await;

@@ -7,6 +7,7 @@ mod api;
 mod bad_input;
 mod blobs;
 mod bundle;
+mod cluster;
 mod damage;
 mod diagnostics;
 mod doctor;

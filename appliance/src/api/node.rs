@@ -1,15 +1,22 @@
 //! How the node is: status, health, readiness, metrics, and the description of the API.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
-use samovar_node::view::ClockStatus;
+use samovar_node::rt;
+use samovar_node::view::{ClockStatus, Status as NodeStatus};
 use serde::Serialize;
 
 use super::log_level::LogLevel;
 use super::problem::Problem;
-use super::{Call, Handled, render};
+use super::{App, Call, Handled, render};
 use crate::tls::{SiteStanding, Standing};
 use crate::{metrics, openapi, output};
+
+/// How often peers get news of what is wrong.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Serialize)]
 struct Status<'a> {
@@ -68,40 +75,13 @@ struct SiteTls {
 /// `GET /v1/status`.
 pub(crate) async fn status(call: Call) -> Handled {
     let status = call.app.node.status();
-    let mut errors = Vec::new();
-    if let Err(error) = call.app.node.room() {
-        errors.push(error.to_string());
-    }
-    if status.leader.is_none() {
-        errors.push("no leader is known: nothing can be written".to_owned());
-    }
-    for name in &status.stores_set_aside {
-        errors
-            .push(format!("a damaged store was set aside as {name} and rebuilt: look after the disk, then remove it"));
-    }
-    if status.blobs.missing > 0 {
-        errors.push(format!(
-            "{} blobs that keys name are damaged or missing: the journal names them; upload them again",
-            status.blobs.missing
-        ));
-    }
+    let errors = errors(&call.app, &status);
     let head = status.head;
     let Standing { node_not_after_s, ca_not_after_s, rolling_over } = call.app.certificates.standing();
     let SiteStanding { source, names, not_after_s, served, trouble, next_try_ms } =
         call.app.certificates.site.standing();
-    if let Some(trouble) = &trouble {
-        let next = next_try_ms.map_or(String::new(), |ms| format!("; it is tried again at {}", output::time(ms)));
-        errors.push(format!("the certificate for the site's names: {trouble}{next}"));
-    }
     let site = SiteTls { source, names, not_after_s, served, error: trouble, next_try_ms };
     let ClockStatus { wall_ms, sure_ms, synchronised, doubted, held } = status.clock;
-    if doubted {
-        let (wall, sure) = (output::time(wall_ms), output::time(sure_ms));
-        errors.push(format!(
-            "the clock says {wall}, which nothing confirms and which is more than a day ahead: blocks keep the time {sure}. \
-             Set the clock right, or if it is right: samovar clock accept"
-        ));
-    }
     render::json(
         StatusCode::OK,
         &Status {
@@ -109,7 +89,7 @@ pub(crate) async fn status(call: Call) -> Handled {
             name: &status.name,
             version: env!("CARGO_PKG_VERSION"),
             role: status.role,
-            leader: status.leader,
+            leader: leader(&call.app, &status),
             term: status.term,
             height: head.height,
             size: head.size,
@@ -130,6 +110,74 @@ pub(crate) async fn status(call: Call) -> Handled {
     )
 }
 
+/// The leader that this node knows, if that one is heard of: Raft itself remembers a dead one until there is another.
+pub(super) fn leader(app: &App, status: &NodeStatus) -> Option<u64> {
+    let heard = |id: &u64| *id == status.node || app.peers.known(*id).is_live();
+    status.leader.filter(heard).filter(|_| !app.peers.is_refused())
+}
+
+/// What is wrong with this node, a sentence each.
+pub(super) fn errors(app: &App, status: &NodeStatus) -> Vec<String> {
+    let mut errors = Vec::new();
+    if let Err(error) = app.node.room() {
+        errors.push(error.to_string());
+    }
+    if app.peers.is_refused() {
+        errors.push(
+            "its peers say that this node was removed from the cluster: it comes back as a new one only, with an empty data \
+             directory and a join token"
+                .to_owned(),
+        );
+    } else if leader(app, status).is_none() {
+        errors.push("no leader is known: nothing can be written".to_owned());
+    }
+    if let Some(why) = &status.refused_by_peers {
+        errors.push(format!(
+            "its peers refuse it, and it votes no more: {why}. Take it out (samovar node remove) and let its machine join again"
+        ));
+    }
+    for (member, why) in &status.refused_members {
+        errors.push(format!("node {member} is refused: {why}"));
+    }
+    if let Some(off_ms) = status.clock_off_ms {
+        let off = output::span(off_ms.unsigned_abs());
+        errors.push(format!("its clock is {off} from that of its peers, too far to lead: set it right"));
+    }
+    for name in &status.stores_set_aside {
+        errors
+            .push(format!("a damaged store was set aside as {name} and rebuilt: look after the disk, then remove it"));
+    }
+    if status.blobs.missing > 0 {
+        errors.push(format!(
+            "{} blobs that keys name are damaged or missing: the journal names them; upload them again",
+            status.blobs.missing
+        ));
+    }
+    let SiteStanding { trouble, next_try_ms, .. } = app.certificates.site.standing();
+    if let Some(trouble) = trouble {
+        let next = next_try_ms.map_or(String::new(), |ms| format!("; it is tried again at {}", output::time(ms)));
+        errors.push(format!("the certificate for the site's names: {trouble}{next}"));
+    }
+    if status.clock.doubted {
+        let (wall, sure) = (output::time(status.clock.wall_ms), output::time(status.clock.sure_ms));
+        errors.push(format!(
+            "the clock says {wall}, which nothing confirms and which is more than a day ahead: blocks keep the time {sure}. \
+             Set the clock right, or if it is right: samovar clock accept"
+        ));
+    }
+    errors
+}
+
+/// Keeps peers informed about what is wrong with this node, until the task is dropped.
+pub(crate) async fn tell_peers(app: Arc<App>) {
+    loop {
+        if app.peers.is_open() {
+            app.peers.set_errors(errors(&app, &app.node.status()));
+        }
+        rt::sleep(TELL_INTERVAL).await;
+    }
+}
+
 #[derive(Serialize)]
 struct Health {
     status: &'static str,
@@ -145,6 +193,9 @@ pub(crate) async fn ready(call: Call) -> Handled {
     if *call.app.stop.borrow() {
         return Err(Problem::unavailable("the node is stopping"));
     }
+    if call.app.node.is_draining() {
+        return Err(Problem::unavailable("the node is draining"));
+    }
     call.app.node.barrier().await?;
     if call.query.text("for").is_some() {
         call.app.node.room().map_err(|e| Problem::unavailable(e.to_string()))?;
@@ -154,7 +205,8 @@ pub(crate) async fn ready(call: Call) -> Handled {
 
 /// `GET /metrics`.
 pub(crate) async fn metrics(call: Call) -> Handled {
-    let text = call.app.metrics.exposition(&call.app.node.status()).map_err(|e| Problem::internal(&e))?;
+    let peers = super::cluster::figures(&call.app).await?;
+    let text = call.app.metrics.exposition(&call.app.node.status(), peers).map_err(|e| Problem::internal(&e))?;
     let media_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
     Ok(render::compressible(render::content(StatusCode::OK, media_type, text)))
 }

@@ -56,6 +56,11 @@ impl Problem {
         self.header(RETRY_AFTER, HeaderValue::from(seconds))
     }
 
+    /// Whether it is the problem of this name.
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.name == name
+    }
+
     /// The status that will be answered.
     #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
@@ -126,6 +131,11 @@ impl Problem {
     /// 403.
     pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    /// 403: what is shown is not good for this, or not any more.
+    pub(crate) fn refused(name: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, name, detail)
     }
 
     /// 404: no such route.

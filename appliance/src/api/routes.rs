@@ -15,6 +15,7 @@ macro_rules! handler {
     };
 }
 
+mod cluster;
 mod diagnostics;
 mod parameters;
 mod rotations;
@@ -473,6 +474,16 @@ pub(crate) static ROUTES: &[Route] = &[
         problems: &[],
         handler: handler!(node::status),
     },
+    cluster::CLUSTER,
+    cluster::NODES,
+    cluster::NODE,
+    cluster::REMOVE,
+    cluster::PROMOTE,
+    cluster::NEW_TOKEN,
+    cluster::TOKENS,
+    cluster::REVOKE_TOKEN,
+    cluster::AUTHORITY,
+    cluster::JOIN,
     Route {
         method: Method::GET,
         pattern: "/health",

@@ -52,6 +52,11 @@ async fn begin(call: Call) -> Handled {
             let detail = "a roll-over is under way; end it first: samovar rotate ca --finish";
             return Err(Problem::conflict("roll-over-under-way", detail));
         }
+        if app.node.members().len() > 1 {
+            let detail =
+                "the CA cannot be replaced while the ledger has several nodes: the others would not get the new one";
+            return Err(Problem::conflict("has-peers", detail));
+        }
         let certificates = app.certificates.clone();
         let made = aside(move || certificates.make_authority()).await?.map_err(no_authority)?;
         let committed = record(&app, &author, "ca", made.shown(), true).await?;

@@ -92,6 +92,8 @@ rights! {
     ManageAccess: Whole, "manage users, API keys and certificates", [];
     /// Say that a doubted clock is right.
     AcceptClock:  Whole, "accept a clock that is not believed", [];
+    /// Take nodes into the cluster, and out of it.
+    ManageNodes:  Whole, "take nodes into the cluster and out of it", [];
     /// Look into the running process: profiles, traces, level of the journal.
     Diagnose:     Whole, "take profiles, change the level of the journal", [];
     /// Updates of the box: install one, go back, start it again.

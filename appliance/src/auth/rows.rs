@@ -13,7 +13,7 @@ use crate::update::Event;
 /// What every token begins with.
 pub(super) const TOKEN_PREFIX: &str = "samovar_";
 /// Random bytes of an API key's secret.
-const SECRET_BYTES: usize = 32;
+pub(super) const SECRET_BYTES: usize = 32;
 /// Characters of a secret: base64url of its bytes.
 pub(super) const SECRET_CHARS: usize = 43;
 /// Random bytes of an id, written in hex.

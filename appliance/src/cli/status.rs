@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::keys::figure;
 use crate::client::{Client, Error, Request, Target};
-use crate::output::{self, Format, Table, printable};
+use crate::output::{self, Format, printable};
+
+mod nodes;
 
 /// How long a node that does not answer is asked again.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -22,17 +24,25 @@ pub(super) struct Status {
 pub(super) async fn run(status: &Status, format: Format) -> anyhow::Result<()> {
     let client = Client::open(&status.target)?;
     let asked = Instant::now();
-    let document = fetch(&client).await?;
+    let mut document = fetch(&client).await?;
+    let cluster = fetch_cluster(&client).await?;
     let age_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
     match format {
-        Format::Json => output::json(&document)?,
-        Format::Text => output::text(&render(&document, age_ms))?,
+        Format::Json => {
+            document["cluster"] = cluster;
+            output::json(&document)?;
+        }
+        Format::Text => output::text(&render(&document, &cluster, age_ms))?,
     }
     Ok(())
 }
 
 async fn fetch(client: &Client) -> Result<Value, Error> {
     client.send(Request::get("/v1/status").patience(PATIENCE)).await?.json()
+}
+
+async fn fetch_cluster(client: &Client) -> Result<Value, Error> {
+    client.send(Request::get("/v1/cluster").patience(PATIENCE)).await?.json()
 }
 
 /// Height of the newest block of a node.
@@ -49,34 +59,29 @@ fn number(status: &Value, name: &str) -> Option<u64> {
     status.get(name).and_then(Value::as_u64)
 }
 
-/// The table, what needs attention, and the figures. `age_ms`: how long ago the node was asked.
-fn render(status: &Value, age_ms: u64) -> String {
-    let errors = status.get("errors").and_then(Value::as_array).into_iter().flatten();
-    let errors: Vec<&str> = errors.filter_map(Value::as_str).collect();
-    let voter = match figure(status, "role").as_str() {
-        "leader" | "follower" | "candidate" => "yes",
-        "learner" => "no",
-        _ => "",
-    };
-    let free = number(status, "free_bytes").map(|b| format!("{} free", output::size(b)));
-    let mut table = Table::new(&["NODE", "ROLE", "VOTER", "HEIGHT", "CONTACT", "VERSION", "DISK", "ERRORS"]);
-    table.row(vec![
-        figure(status, "name"),
-        figure(status, "role"),
-        voter.into(),
-        figure(status, "height"),
-        output::span(age_ms),
-        figure(status, "version"),
-        free.unwrap_or_default(),
-        if errors.is_empty() { String::new() } else { errors.len().to_string() },
-    ]);
-    let mut text = table.render();
-    for error in errors {
-        text.push_str(&format!("Attention: {}\n", printable(error)));
-    }
+/// The table, what needs attention, and the figures of the node that was asked, `age_ms` ago.
+fn render(status: &Value, cluster: &Value, age_ms: u64) -> String {
+    let mut text = nodes::render(cluster, age_ms);
     text.push_str(&figures(status));
-    text.push_str(&format!("Figures are at most {} old.\n", output::span(age_ms)));
+    text.push_str(&aged(cluster, age_ms));
     text
+}
+
+fn aged(cluster: &Value, age_ms: u64) -> String {
+    format!("Figures of live nodes are at most {} old.\n", output::span(nodes::oldest(cluster, age_ms)))
+}
+
+/// `samovar node list`: the table alone.
+pub(super) async fn list(target: &Target, format: Format) -> anyhow::Result<()> {
+    let client = Client::open(target)?;
+    let asked = Instant::now();
+    let cluster = fetch_cluster(&client).await?;
+    let age_ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match format {
+        Format::Json => output::json(&cluster)?,
+        Format::Text => output::text(&(nodes::render(&cluster, age_ms) + &aged(&cluster, age_ms)))?,
+    }
+    Ok(())
 }
 
 fn figures(status: &Value) -> String {
@@ -139,27 +144,41 @@ mod tests {
             "free_bytes": 3u64 << 30, "reserve_bytes": 1, "store_bytes": 1 << 20, "uptime_s": 60,
             "now_ms": 1_040_000, "errors": [],
         });
+        let mut cluster = serde_json::json!({
+            "attention": [],
+            "nodes": [{
+                "name": "box-01", "state": "member", "role": "leader", "voter": true, "live": true, "height": 18342,
+                "trails": 0, "contact_ms": 0, "age_ms": 0, "version": "0.1.0", "free_bytes": 61, "disk_bytes": 100,
+                "errors": [],
+            }],
+        });
         assert_eq!(
-            render(&status, 40),
-            "NODE    ROLE    VOTER  HEIGHT  CONTACT  VERSION  DISK          ERRORS\n\
-             box-01  leader  yes    18342   40ms     0.1.0    3.0 GiB free  -\n\
+            render(&status, &cluster, 40),
+            "NODE    ROLE    VOTER  LIVE  HEIGHT  TRAILS  CONTACT  VERSION  SLOT  DISK  ERRORS\n\
+             box-01  leader  yes    yes   18342   0       40ms     0.1.0    -     39%   -\n\
              Block 18342, made 40s ago: 20000 entries, 7 keys, 1.0 MiB in the store, up for 1m00s.\n\
-             Figures are at most 40ms old.\n"
+             Figures of live nodes are at most 40ms old.\n"
         );
-        status["errors"] = serde_json::json!(["no room:\u{1b}[2J 5 bytes free"]);
+        cluster["attention"] = serde_json::json!(["box-01: no room:\u{1b}[2J 5 bytes free"]);
         status["checkpoint_size"] = 19_000.into();
         status["clock"] = serde_json::json!({ "doubted": true, "synchronised": false });
         status["tls"] = serde_json::json!({ "rolling_over": true });
-        let text = render(&status, 40);
+        let text = render(&status, &cluster, 40);
         assert!(text.contains("samovar rotate ca --finish"), "a roll-over under way is said: {text}");
         status["log_level"] = serde_json::json!({
             "configured": "info", "directives": "debug", "by": "user/alice", "until_ms": 86_400_000,
         });
-        let text = render(&status, 40);
+        let text = render(&status, &cluster, 40);
         assert!(text.contains("The journal takes `debug` until 1970"), "a changed level is said: {text}");
-        assert!(text.contains("Attention: no room:\u{fffd}[2J 5 bytes free\n"), "errors in words, defused: {text}");
+        assert!(
+            text.contains("Attention: box-01: no room:\u{fffd}[2J 5 bytes free\n"),
+            "errors in words, defused: {text}"
+        );
         assert!(text.contains("covers 19000 entries, 1000 wait"), "what is not signed yet is said: {text}");
         assert!(text.contains("The clock is not believed"), "a doubted clock is said: {text}");
-        assert!(render(&serde_json::json!({}), 1).contains("Block ?: ? entries"), "missing figures are not made up");
+        assert!(
+            render(&serde_json::json!({}), &serde_json::json!({}), 1).contains("Block ?: ? entries"),
+            "missing figures are not made up"
+        );
     }
 }

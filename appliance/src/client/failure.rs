@@ -134,6 +134,7 @@ impl Problem {
     fn hint(&self) -> &'static str {
         match self.status.as_u16() {
             401 => "pass an API key that is valid on this ledger with --token-file",
+            403 if self.name.starts_with("join-token") => "",
             403 => "use an API key with the right to do this (see `samovar api-key list`)",
             412 => "read the key again and repeat with its present revision",
             429 => "the node is busy; try again later",

@@ -9,7 +9,7 @@ use hyper::header::HeaderValue;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 
-use super::Error;
+use super::{Error, anybody};
 use crate::serve::{ADMIN_TOKEN_FILE, SOCKET_FILE};
 
 /// Data directory that is looked at when nothing else is said, as the packaged service uses it.
@@ -48,6 +48,30 @@ pub(super) struct Resolved {
 }
 
 impl Resolved {
+    /// The node at a URL, whose host and port these are.
+    fn over_tls(
+        url: &str,
+        (host, port): (String, u16),
+        tls: Arc<rustls::ClientConfig>,
+        bearer: Option<HeaderValue>,
+    ) -> Result<Self, Error> {
+        let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let wrong = |_| Error::Usage(format!("URL {url}: {host} is neither a host name nor an address"));
+        let server_name = ServerName::try_from(host.clone()).map_err(wrong)?;
+        Ok(Self {
+            url: format!("https://{authority}"),
+            authority: HeaderValue::from_str(&authority).map_err(|e| Error::Usage(format!("URL {url}: {e}")))?,
+            way: Way::Tls { host, port, server_name, tls },
+            bearer,
+        })
+    }
+
+    /// Whoever answers at a URL.
+    pub(super) fn unchecked(url: &str) -> Result<Self, Error> {
+        let tls = anybody::tls_config().map_err(|e| Error::Setup(e.to_string()))?;
+        Self::over_tls(url, parse_url(url)?, tls, None)
+    }
+
     /// The node behind a Unix socket.
     pub(super) fn local(socket: PathBuf) -> Self {
         Self {
@@ -97,19 +121,7 @@ impl Target {
             }
             _ => None,
         };
-        let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        Ok(Resolved {
-            url: format!("https://{authority}"),
-            authority: HeaderValue::from_str(&authority).map_err(|e| Error::Usage(format!("URL {url}: {e}")))?,
-            way: Way::Tls {
-                server_name: ServerName::try_from(host.clone())
-                    .map_err(|_| Error::Usage(format!("URL {url}: {host} is neither a host name nor an address")))?,
-                host,
-                port,
-                tls: tls_config(&ca)?,
-            },
-            bearer: token.map(|t| bearer(&t)).transpose()?,
-        })
+        Resolved::over_tls(&url, (host, port), tls_config(&ca)?, token.map(|t| bearer(&t)).transpose()?)
     }
 
     /// The socket of the node of a data directory, when nothing else is said and its API key is not there (any more).

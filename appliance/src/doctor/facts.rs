@@ -63,6 +63,8 @@ pub(crate) struct File {
 /// What the running daemon says, and what the system says of it.
 pub(crate) struct Daemon {
     pub(crate) status: Fact<Value>,
+    /// How the cluster is, as it knows it.
+    pub(crate) cluster: Fact<Value>,
     pub(crate) metrics: Fact<String>,
     /// Whether it takes writes; the error says why not.
     pub(super) ready: Result<(), String>,
@@ -192,18 +194,20 @@ async fn ask(data: &Path, config: Option<&Config>, process: Option<Fact<Process>
         let status = get(&client, "/v1/status").await.and_then(|a| a.json().map_err(|e| e.to_string()));
         if let Err(why) = &status {
             // One that hangs is not waited for three times.
-            return (status.clone(), Err(why.clone()), Err(why.clone()));
+            return (status.clone(), Err(why.clone()), Err(why.clone()), Err(why.clone()));
         }
+        let cluster = get(&client, "/v1/cluster").await.and_then(|a| a.json().map_err(|e| e.to_string()));
         let metrics =
             get(&client, "/metrics").await.and_then(|a| a.text().map(str::to_owned).map_err(|e| e.to_string()));
-        (status, metrics, get(&client, "/ready?for=write").await.map(|_| ()))
+        (status, cluster, metrics, get(&client, "/ready?for=write").await.map(|_| ()))
     };
     let api = tokio::time::timeout(ANSWER_TIMEOUT, https(data, config));
-    let ((status, metrics, ready), api) = tokio::join!(local, api);
+    let ((status, cluster, metrics, ready), api) = tokio::join!(local, api);
     let next = "journalctl -u samovar says what it is doing; if it hangs, systemctl restart samovar";
     let silent = |why: String| Unseen { why: format!("the daemon does not say: {why}"), next: next.into() };
     Daemon {
         status: status.map_err(silent),
+        cluster: cluster.map_err(silent),
         metrics: metrics.map_err(silent),
         ready,
         https: api.unwrap_or_else(|_| Err(format!("no answer in {ANSWER_TIMEOUT:?} at the configured address"))),

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{Facts, Finding, Look, Looker, certificates, daemon, files, machine, no, unseen, yes};
+use super::{Facts, Finding, Look, Looker, certificates, daemon, files, machine, need, no, unseen, yes};
 
 /// What must not be wrong for a start to succeed.
 const START_NEEDS: [(&str, Looker); 7] = [
@@ -22,16 +22,20 @@ const ENABLED: &str = "etc/systemd/system/multi-user.target.wants/samovar.servic
 const SLOTS: &str = "etc/rauc/system.conf";
 
 pub(super) fn lose_node(facts: &Facts) -> Look {
-    match facts.running()?.figure("samovar_raft_voters")? {
-        voters if voters >= 3.0 => {
-            unseen(format!("{voters} voters, but nobody asked each of them"), "samovar status, on each node")
-        }
-        voters => no(
-            format!("this ledger has {voters} voter{}", if voters < 2.0 { "" } else { "s" }),
-            "Nothing to mend on one node. It keeps two copies on its own disk; against the loss of the disk copy the stopped \
-             data directory elsewhere",
-        ),
+    let cluster = need(&facts.running()?.cluster)?;
+    let number = |name: &str| cluster.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let (voters, live, can_lose) = (number("voters"), number("live_voters"), number("can_lose"));
+    if can_lose > 0 {
+        return yes(format!("{live} of {voters} voters are live: {can_lose} more may fail"));
     }
+    if voters > 1 {
+        return no(format!("{live} of {voters} voters are live: none may fail"), "samovar node list");
+    }
+    no(
+        "this ledger has 1 voter",
+        "Nothing to mend on one node. It keeps two copies on its own disk; against the loss of the disk copy the stopped \
+         data directory elsewhere, or let others join: docs/operate/cluster.md",
+    )
 }
 
 pub(super) fn reboot(facts: &Facts) -> Look {
@@ -40,7 +44,7 @@ pub(super) fn reboot(facts: &Facts) -> Look {
             return no(format!("it might not start again: {name}: {why}"), next);
         }
     }
-    if super::need(&facts.unit)?.is_none() {
+    if need(&facts.unit)?.is_none() {
         return unseen(
             "no samovar.service is installed, so nothing here says that the daemon starts at boot",
             "Install the package, or start it by hand after the reboot: samovar serve",

@@ -229,7 +229,7 @@ async fn no_wait_is_without_an_end() {
     let kept = fixture.exchange(b"GET /a HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert_eq!(status_of(&kept), "200", "a keep-alive connection is closed after its time: {kept}");
     assert!(begun.elapsed() < Duration::from_secs(15), "deadlines held: {:?}", begun.elapsed());
-    let text = fixture.metrics.exposition(&Default::default()).expect("metrics");
+    let text = fixture.metrics.exposition(&Default::default(), Vec::new()).expect("metrics");
     assert!(text.contains("samovar_tls_handshakes_total{result=\"timeout\"} 2"), "both handshakes timed out: {text}");
     assert!(text.contains("samovar_connections_cut_total{reason=\"header\"} 1"), "the slow header was cut: {text}");
 }
@@ -308,7 +308,7 @@ async fn a_client_that_reads_too_slowly_is_cut_at_the_deadline_of_the_answer() {
 async fn wait_for(fixture: &Fixture, metric: &str) {
     let mut text = String::new();
     for _ in 0..100 {
-        text = fixture.metrics.exposition(&Default::default()).expect("metrics");
+        text = fixture.metrics.exposition(&Default::default(), Vec::new()).expect("metrics");
         if text.contains(metric) {
             return;
         }
@@ -525,7 +525,7 @@ async fn idle_connections_make_room_for_new_ones() {
             held.push(stream);
         }
     }
-    let text = fixture.metrics.exposition(&Default::default()).expect("metrics");
+    let text = fixture.metrics.exposition(&Default::default(), Vec::new()).expect("metrics");
     assert!(text.contains("reason=\"evicted\""), "idle ones were evicted: {text}");
     assert!(held.len() > 100, "most newcomers got in: {}", held.len());
     let answered = async {

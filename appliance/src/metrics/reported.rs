@@ -11,15 +11,41 @@ use samovar_node::view::{FSYNC_BOUNDS, Status};
 
 use super::journal;
 use super::machine::{Figures, Process};
+use crate::peers::Calls;
 
 /// Every role that a node can have: one sample each, so that a query for a role never finds nothing.
 const ROLES: [&str; 5] = ["leader", "follower", "candidate", "learner", "stopped"];
+
+type Count = fn(&Calls) -> u64;
+
+/// What is counted of the calls to a peer.
+const CALLS: [(&str, &str, Count); 3] = [
+    ("samovar_peer_calls_answered", "Calls to the node that it answered", |calls| calls.answered),
+    ("samovar_peer_calls_not_sent", "Calls that surely did not reach the node", |calls| calls.not_sent),
+    ("samovar_peer_calls_unanswered", "Calls to the node that got no answer", |calls| calls.no_answer),
+];
 
 /// The figures of one scrape.
 #[derive(Debug)]
 pub(super) struct Reported {
     pub(super) status: Status,
     pub(super) machine: Figures,
+    pub(super) peers: Vec<PeerFigures>,
+}
+
+/// What is known of another node of the cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerFigures {
+    /// Its name.
+    pub(crate) name: String,
+    /// Whether it was heard of lately.
+    pub(crate) live: bool,
+    /// How long ago that was; nothing if it never was.
+    pub(crate) contact: Option<Duration>,
+    /// Blocks behind the highest known.
+    pub(crate) trails: Option<u64>,
+    /// How calls to it ended.
+    pub(crate) calls: Calls,
 }
 
 impl Collector for Reported {
@@ -31,6 +57,7 @@ impl Collector for Reported {
         self.store(&mut page)?;
         self.archive(&mut page)?;
         self.blobs(&mut page)?;
+        self.peers(&mut page)?;
         self.host(&mut page)?;
         if let Some(process) = &self.machine.process {
             process_figures(process, &mut page)?;
@@ -150,6 +177,25 @@ impl Reported {
         page.counter("samovar_blobs_damaged", "Blobs found damaged", blobs.damaged)?;
         let help = "When all blobs were last read again, since 1970; 0: not since the start";
         page.gauge("samovar_blobs_scrub_passed_seconds", help, seconds_of_ms(blobs.scrub_passed_ms))
+    }
+
+    /// One sample for each other node: a cluster has few.
+    fn peers(&self, page: &mut Page) -> Result {
+        let live: Vec<_> = self.peers.iter().map(|p| (p.name.as_str(), u64::from(p.live))).collect();
+        page.gauges("samovar_peer_live", "1 when the node was heard of within three seconds", "peer", &live)?;
+        let contact = |p: &PeerFigures| Some((p.name.clone(), p.contact?.as_secs_f64()));
+        let contact: Vec<_> = self.peers.iter().filter_map(contact).collect();
+        let contact: Vec<_> = contact.iter().map(|(name, age)| (name.as_str(), *age)).collect();
+        let help = "How long ago the node was last heard of";
+        page.gauges("samovar_peer_contact_age_seconds", help, "peer", &contact)?;
+        let trails: Vec<_> = self.peers.iter().filter_map(|p| Some((p.name.as_str(), p.trails?))).collect();
+        let help = "Blocks that the node is behind the highest known here, by its last report";
+        page.gauges("samovar_peer_behind_blocks", help, "peer", &trails)?;
+        for (name, help, count) in CALLS {
+            let calls: Vec<_> = self.peers.iter().map(|p| (p.name.as_str(), count(&p.calls))).collect();
+            page.counters(name, help, "peer", &calls)?;
+        }
+        Ok(())
     }
 
     fn host(&self, page: &mut Page) -> Result {

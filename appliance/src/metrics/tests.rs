@@ -19,7 +19,10 @@ fn exposition_after_work() -> String {
     let status = Status { role: "leader", leader: Some(1), apply, raft_log, ..Status::default() };
     // Without waiting for the first window to be over.
     let machine = Figures { cpu_ratio: Some(0.25), ..metrics.machine.look() };
-    metrics.page(Reported { status, machine }).expect("encodes")
+    let calls = crate::peers::Calls { answered: 9, not_sent: 2, no_answer: 1 };
+    let contact = Some(Duration::from_millis(1500));
+    let peers = vec![PeerFigures { name: "box-02".into(), live: true, contact, trails: Some(4), calls }];
+    metrics.page(Reported { status, machine, peers }).expect("encodes")
 }
 
 #[test]
@@ -36,6 +39,10 @@ fn names_follow_prometheus() {
         "samovar_raft_role{role=\"leader\"} 1\n",
         "samovar_raft_role{role=\"follower\"} 0\n",
         "samovar_raft_leader_known 1\n",
+        "samovar_peer_live{peer=\"box-02\"} 1\n",
+        "samovar_peer_contact_age_seconds{peer=\"box-02\"} 1.5\n",
+        "samovar_peer_behind_blocks{peer=\"box-02\"} 4\n",
+        "samovar_peer_calls_not_sent_total{peer=\"box-02\"} 2\n",
         "samovar_store_free_bytes 0\n",
         "samovar_apply_seconds_total{stage=\"state_map\"} 0.25\n",
         "samovar_raft_log_fsync_duration_seconds_bucket{le=\"0.0005\"} 0\n",

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+mod cluster;
+
 use crate::auth::{PASSWORD_BYTES_MAX, PASSWORD_CHARS_MIN, PREFIXES_MAX, ROLES, Role, USER_BYTES_MAX};
 
 fn object(required: &[&str], properties: &Value) -> Value {
@@ -79,6 +81,12 @@ fn role_or_null() -> Value {
 
 /// All of them, by name.
 pub(super) fn all() -> Value {
+    let mut all = most();
+    all.as_object_mut().into_iter().for_each(|all| all.extend(cluster::all()));
+    all
+}
+
+fn most() -> Value {
     json!({
         "Problem": problem(),
         "Written": object(

@@ -1,4 +1,4 @@
-//! `samovar init` and `samovar dev`: a ledger from nothing.
+//! `samovar init`: a ledger from nothing.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -7,25 +7,23 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow, bail};
 use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::{Node, rt};
-use tokio::sync::mpsc;
 
 use super::directory::{ADMIN_TOKEN_FILE, DataDirectory, VKEY_FILE, write_vkey};
+use super::node_config;
 use super::node_thread::NodeThread;
-use super::{Source, node_config, run, signalled};
 use crate::auth::{API_KEYS, Access, ApiKey, Holder, Issued, Role, commit};
 use crate::config::{Config, DATA_FILE};
 use crate::durable::{Mode, write_new};
-use crate::journal;
+use crate::peers::Peers;
 use crate::secrets::{KekFiles, Secrets};
 use crate::tls::{self, CA_FILE, Subject};
 
 /// Author of the first entry.
 const AUTHOR: &str = "init";
+/// Id of the node that begins a cluster.
+const FIRST_NODE: u64 = 1;
 /// Longest name of a node, in bytes.
 const NAME_BYTES_MAX: usize = 63;
-/// Where `dev` keeps its ledger when no directory is named.
-const DEV_DIRECTORY: &str = "samovar-dev";
-const DEV_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
 
 /// What `init` made.
 #[derive(Debug, Clone)]
@@ -40,7 +38,7 @@ pub(crate) struct Made {
 
 impl Made {
     /// The files that clients need, of a data directory.
-    fn of(data: &Path) -> Self {
+    pub(super) fn of(data: &Path) -> Self {
         Self { ca: data.join(CA_FILE), token: data.join(ADMIN_TOKEN_FILE), vkey: data.join(VKEY_FILE) }
     }
 }
@@ -54,26 +52,27 @@ pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>, 
     let seal = kek.read(data)?;
     let (directory, partial) = DataDirectory::begin(data)?;
     let secrets = Secrets::new(&partial, seal);
-    let config = node_config(&Config::parse("(defaults)", "")?, &secrets);
+    let defaults = Config::parse("(defaults)", "")?;
+    let config = node_config(&defaults, &secrets);
     let made = Made::of(&partial);
     let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     let log = Node::init(&disk, &config, &name, &origin(&name)).map_err(|e| anyhow!("making the ledger: {e}"))?;
     let address = listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
-    tls::make(&secrets, &Subject::of(&name, address, &[]))?;
+    tls::make(&secrets, &Subject::of(&name, address, &[]).of_node(FIRST_NODE))?;
     write_vkey(&partial, &log.vkey)?;
     if let Some(listen) = listen {
         write_new(&partial.join(DATA_FILE), format!("[listen]\napi = \"{listen}\"\n").as_bytes(), Mode::Public)?;
     }
-    let token = first_admin_key(config)?;
+    let token = first_admin_key(config, Peers::new(&defaults, &secrets))?;
     write_new(&made.token, format!("{token}\n").as_bytes(), Mode::Secret)?;
     directory.complete()?;
     Ok(Made::of(data))
 }
 
 /// Starts the node for one write and stops it again.
-fn first_admin_key(config: samovar_node::node::Config) -> Result<String> {
+fn first_admin_key(config: samovar_node::node::Config, peers: Peers) -> Result<String> {
     let access = Access { role: Role::Admin, prefixes: Vec::new(), grants: Vec::new() };
-    let node = NodeThread::start(config)?;
+    let node = NodeThread::start(config, peers)?;
     let Issued { id, row, token } =
         ApiKey::issue("first admin key, made by init".into(), Holder::Nobody(access), None, node.node().now_ms());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
@@ -85,18 +84,22 @@ fn first_admin_key(config: samovar_node::node::Config) -> Result<String> {
 }
 
 /// The name asked for, or the host's; it is a host name in certificates and a word in the origin.
-fn node_name(wanted: Option<&str>) -> Result<String> {
+pub(super) fn node_name(wanted: Option<&str>) -> Result<String> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let name = wanted.map_or_else(|| host.split('.').next().unwrap_or("").to_lowercase(), str::to_owned);
-    let good = (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        && !name.starts_with('-')
-        && !name.ends_with('-');
-    match (good, wanted) {
+    match (is_node_name(&name), wanted) {
         (true, _) => Ok(name),
         (false, Some(_)) => bail!("`{name}` cannot name a node: use 1 to {NAME_BYTES_MAX} of a-z, 0-9 and -"),
         (false, None) => Ok("node".to_owned()),
     }
+}
+
+/// Whether a text can name a node.
+pub(crate) fn is_node_name(text: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 /// Origin of the log: unique, so that a client can never take one ledger for another.
@@ -104,30 +107,4 @@ fn origin(name: &str) -> String {
     let mut random = [0; 8];
     rt::fill_random(&mut random);
     format!("samovar/{name}/{:016x}", u64::from_be_bytes(random))
-}
-
-/// Makes a ledger on this machine's loopback unless there is one, serves it, and prints where. `data` is by default
-/// `samovar-dev` in the working directory.
-pub(crate) fn dev(nodes: u8, data: Option<PathBuf>) -> Result<()> {
-    if nodes != 1 {
-        bail!("this version runs one node: samovar dev --nodes 1");
-    }
-    let data = data.unwrap_or_else(|| PathBuf::from(DEV_DIRECTORY));
-    if !data.join(VKEY_FILE).exists() {
-        init(&data, None, Some(DEV_LISTEN), &KekFiles::default())?;
-    }
-    let source = Source { file: Some(data.join(DATA_FILE)).filter(|f| f.exists()), data: Some(data.clone()) };
-    let config = source.load()?;
-    journal::start(config.level);
-    let made = Made::of(&data);
-    let (reload, reloads) = mpsc::channel(1);
-    run(source, &config, |address| announce(address, &made), signalled(reload), reloads)
-}
-
-#[allow(clippy::print_stdout, reason = "what `dev` is for")]
-fn announce(address: SocketAddr, made: &Made) {
-    println!("url    https://{address}");
-    println!("ca     {}", made.ca.display());
-    println!("token  {}", made.token.display());
-    println!("vkey   {}", made.vkey.display());
 }

@@ -6,12 +6,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use samovar_node::Node;
 use samovar_node::disk::OsDisk;
 use samovar_node::node::Config;
+use samovar_node::{Node, rt};
 use tokio::sync::oneshot;
 
 use super::notify;
+use crate::peers::Peers;
 
 /// How often systemd is told that a start goes on.
 const STILL_INTERVAL: Duration = Duration::from_secs(5);
@@ -28,7 +29,7 @@ pub(super) struct NodeThread {
 
 impl NodeThread {
     /// Starts the node and returns when it is open.
-    pub(super) fn start(config: Config) -> Result<Self> {
+    pub(super) fn start(config: Config, peers: Peers) -> Result<Self> {
         let (opened, open) = std::sync::mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = oneshot::channel();
@@ -40,13 +41,24 @@ impl NodeThread {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.context("starting the node's runtime")?;
                 runtime.block_on(async {
-                    let node = Node::start(Arc::new(OsDisk), config).await.map_err(|e| anyhow!("{e}"))?;
+                    let transport = Arc::new(peers.clone());
+                    let started = Node::start_with(Arc::new(OsDisk), config, transport).await;
+                    let node = started.map_err(|e| anyhow!("{e}"))?;
+                    if Peers::are_wanted(&node)
+                        && let Err(error) = peers.open()
+                    {
+                        node.stop().await;
+                        return Err(error);
+                    }
+                    let attended = rt::spawn(peers.attend(node.clone()));
                     let _ = opened.send(node.clone());
                     let failure = tokio::select! {
                         _ = stopped => None,
                         failure = node.failure() => Some(failure),
                     };
+                    // Peers are answered until the end: some of them wait for it.
                     node.stop().await;
+                    attended.abort();
                     failure.map_or(Ok(()), |e| Err(anyhow!("the node failed: {e}")))
                 })
             })

@@ -99,6 +99,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("node.data", old.data != new.data),
         ("node.kek", old.kek != new.kek),
         ("listen.api", old.listen != new.listen),
+        ("peers.listen", old.peers_listen != new.peers_listen),
+        ("peers.address", old.peers_address != new.peers_address),
         ("acme.listen", old.acme_listen != new.acme_listen),
         ("tls.names", old.tls_names != new.tls_names),
         ("store.reserve", old.reserve_bytes != new.reserve_bytes),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow, bail};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData as _, SanType, SerialNumber,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData, SanType, SerialNumber,
 };
 use ring::digest::{SHA256, digest};
 use rustls::client::WebPkiServerVerifier;
@@ -17,6 +17,7 @@ use samovar_node::{Node, rt};
 use time::{Duration, OffsetDateTime};
 
 use super::clients::key_hash;
+use super::peers::NODE_URI;
 use super::validity::{self, Validity};
 
 /// Before the name of the CA's first machine, in its subject.
@@ -95,6 +96,8 @@ impl Times {
 pub(crate) struct Subject {
     names: Vec<String>,
     addresses: Vec<IpAddr>,
+    /// Id of the node that the certificate names to its peers; none for judging names.
+    node: Option<u64>,
 }
 
 impl Subject {
@@ -121,17 +124,41 @@ impl Subject {
         names.dedup();
         addresses.sort();
         addresses.dedup();
-        Self { names, addresses }
+        Self { names, addresses, node: None }
+    }
+
+    /// Of names and addresses as [`Subject::texts`] gives them.
+    pub(crate) fn of_texts(texts: &[String]) -> Self {
+        let mut subject = Self { names: Vec::new(), addresses: Vec::new(), node: None };
+        for text in texts {
+            match text.parse() {
+                Ok(address) => subject.addresses.push(address),
+                Err(_) => subject.names.push(text.clone()),
+            }
+        }
+        subject
+    }
+
+    /// The same, for the node with this id.
+    pub(crate) fn of_node(self, node: u64) -> Self {
+        Self { node: Some(node), ..self }
+    }
+
+    /// Id of the node.
+    pub(super) fn node(&self) -> Option<u64> {
+        self.node
     }
 
     /// Each name and address by itself.
     fn each(&self) -> impl Iterator<Item = Self> {
-        let names = self.names.iter().map(|name| Self { names: vec![name.clone()], addresses: Vec::new() });
-        names.chain(self.addresses.iter().map(|address| Self { names: Vec::new(), addresses: vec![*address] }))
+        let node = self.node;
+        let names = self.names.iter().map(move |name| Self { names: vec![name.clone()], addresses: Vec::new(), node });
+        let addresses = self.addresses.iter();
+        names.chain(addresses.map(move |address| Self { names: Vec::new(), addresses: vec![*address], node }))
     }
 
     /// Each name and address as text.
-    pub(super) fn texts(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn texts(&self) -> impl Iterator<Item = String> {
         self.names.iter().cloned().chain(self.addresses.iter().map(ToString::to_string))
     }
 
@@ -152,7 +179,12 @@ impl Subject {
         params.distinguished_name.push(DnType::CommonName, "Samovar node");
         params.serial_number = Some(serial());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // A client towards its peers, and towards nobody else.
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        if let Some(node) = self.node {
+            let uri = format!("{NODE_URI}{node}").try_into().context("a node's id is no URI")?;
+            params.subject_alt_names.push(SanType::URI(uri));
+        }
         params.use_authority_key_identifier_extension = true;
         (params.not_before, params.not_after) = times.life(NODE_DAYS)?;
         Ok(params)
@@ -253,15 +285,28 @@ impl Authority {
         times: Times,
         judge: impl Fn(&CertificateDer<'_>, &ServerName<'_>) -> Result<()>,
     ) -> Result<Fresh> {
-        let (key, issuer) = (KeyPair::generate().context("making a TLS key")?, self.issuer());
+        let key = KeyPair::generate().context("making a TLS key")?;
+        let certificate = self.certify_key(&key, subject, times, judge)?;
+        Ok(Fresh { key, certificate })
+    }
+
+    /// A certificate for a key, for what `judge` lets pass of the names and addresses of `subject`.
+    pub(super) fn certify_key(
+        &self,
+        key: &impl PublicKeyData,
+        subject: &Subject,
+        times: Times,
+        judge: impl Fn(&CertificateDer<'_>, &ServerName<'_>) -> Result<()>,
+    ) -> Result<CertificateDer<'static>> {
+        let issuer = self.issuer();
         let sign = |subject: &Subject| -> Result<Certificate> {
             let name = subject.server_name()?;
-            let signed = subject.params(times)?.signed_by(&key, &issuer).context("signing a certificate")?;
+            let signed = subject.params(times)?.signed_by(key, &issuer).context("signing a certificate")?;
             judge(signed.der(), &name).context("the new certificate does not hold under the CA")?;
             Ok(signed)
         };
         let signed = sign(subject).or_else(|_| {
-            let mut permitted = Subject { names: Vec::new(), addresses: Vec::new() };
+            let mut permitted = Subject { names: Vec::new(), addresses: Vec::new(), node: subject.node };
             for one in subject.each().filter(|one| sign(one).is_ok()) {
                 permitted.names.extend(one.names);
                 permitted.addresses.extend(one.addresses);
@@ -269,8 +314,7 @@ impl Authority {
             tracing::warn!(?permitted, "the CA does not permit all names and addresses of this machine: see rotate ca");
             sign(&permitted)
         })?;
-        let certificate = signed.der().clone();
-        Ok(Fresh { key, certificate })
+        Ok(signed.der().clone())
     }
 
     fn issuer(&self) -> Issuer<'static, &KeyPair> {
@@ -358,8 +402,8 @@ mod tests {
             accepts(&ca.certificate, &signed, &[], &name, Times::wall())
         };
         let of = |text: &str| match text.parse() {
-            Ok(address) => Subject { names: Vec::new(), addresses: vec![address] },
-            Err(_) => Subject { names: vec![text.to_owned()], addresses: Vec::new() },
+            Ok(address) => Subject { names: Vec::new(), addresses: vec![address], node: None },
+            Err(_) => Subject { names: vec![text.to_owned()], addresses: Vec::new(), node: None },
         };
         for good in ["printer.local", "a.internal", "10.1.2.3", "172.31.0.1", "169.254.0.9", "fe80::1", "fd00::1"] {
             holds(of(good)).unwrap_or_else(|e| panic!("{good} is local, the CA may certify it: {e}"));

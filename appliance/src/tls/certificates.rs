@@ -17,6 +17,7 @@ use super::site::{Site, SiteSource};
 use super::{Own, validity};
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::secrets::Secrets;
 
 /// How often the certificates are looked at. A clock that was wrong at the start and is set right shows within it.
@@ -27,6 +28,7 @@ pub(crate) struct Certificates {
     files: Files,
     subject: Subject,
     node: Node,
+    peers: Peers,
     metrics: Arc<Metrics>,
     live: Live<ServerConfig>,
     /// The certificate for the site's own names.
@@ -61,7 +63,7 @@ impl Certificates {
     pub(crate) fn open(
         secrets: &Secrets,
         (subject, source): (Subject, SiteSource),
-        node: Node,
+        (node, peers): (Node, Peers),
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>> {
         let files = Files::of(secrets);
@@ -75,12 +77,15 @@ impl Certificates {
             Ok(_) => why,
         })?;
         let clients = Arc::new(ClientKeys::new(own.hash));
+        peers.introduce(clients.clone());
+        peers.renew();
         let site = Site::open(secrets, source, node.clone(), metrics.clone(), clients.clone());
         let live = Live::shared(own.config(&clients, site.served())?);
         let all = Self {
             files,
             subject,
             node,
+            peers,
             metrics,
             live,
             site,
@@ -164,6 +169,17 @@ impl Certificates {
         self.serve()
     }
 
+    /// The CAs that clients trust, in PEM; the one in use first.
+    pub(crate) fn roots_pem(&self) -> Result<String> {
+        self.files.roots_pem()
+    }
+
+    /// A certificate for the key of a request, and the CAs, in PEM.
+    pub(crate) fn certify_request(&self, request: &str, subject: &Subject) -> Result<(String, String)> {
+        let _changing = self.lock();
+        self.files.certify_request(request, subject, Times::of(&self.node))
+    }
+
     /// The certificate of the CA in use.
     pub(crate) fn authority(&self) -> Result<Shown> {
         let roots = self.files.roots()?;
@@ -181,6 +197,7 @@ impl Certificates {
         let hash = own.hash;
         self.live.set(own.config(&self.clients, self.site.served())?);
         self.clients.renew(hash);
+        self.peers.renew();
         self.note();
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Client certificates: a way to prove that one has a key. What else stands in a certificate (names, dates, who signed it)
 //! says nothing here; whose key it is, the ledger says (`~certificates/`).
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,21 +25,23 @@ pub(crate) struct ClientKeys {
     /// Whether clients are asked for a certificate. Only while one is registered, since browsers that have certificates
     /// of their own bother their users when they are asked.
     asked: AtomicBool,
-    /// Hashes of the keys of this node's own certificates, which are never principals.
+    /// Hashes of the keys of nodes' certificates, which are never principals.
     node: Mutex<Own>,
 }
 
-/// Hashes of this node's own keys.
+/// Hashes of the keys of this node and of its peers.
 #[derive(Debug)]
 struct Own {
     local: [u8; 32],
     site: Option<[u8; 32]>,
+    /// Of peers, by their id: each has one key.
+    peers: HashMap<u64, [u8; 32]>,
 }
 
 impl ClientKeys {
     /// Nobody is asked yet.
     pub(super) fn new(node: [u8; 32]) -> Self {
-        Self { asked: AtomicBool::new(false), node: Mutex::new(Own { local: node, site: None }) }
+        Self { asked: AtomicBool::new(false), node: Mutex::new(Own { local: node, site: None, peers: HashMap::new() }) }
     }
 
     /// Says which key the node has from now on.
@@ -49,6 +52,11 @@ impl ClientKeys {
     /// Says which key the site's certificate has from now on, if there is one.
     pub(super) fn set_site(&self, site: Option<[u8; 32]>) {
         self.own().site = site;
+    }
+
+    /// Says which key a peer proved to have.
+    pub(crate) fn note_peer(&self, node: u64, key: [u8; 32]) {
+        self.own().peers.insert(node, key);
     }
 
     fn own(&self) -> std::sync::MutexGuard<'_, Own> {
@@ -63,7 +71,7 @@ impl ClientKeys {
     /// Whether the key is a node's.
     pub(crate) fn is_node(&self, key: &[u8; 32]) -> bool {
         let own = self.own();
-        *key == own.local || own.site.as_ref() == Some(key)
+        *key == own.local || own.site.as_ref() == Some(key) || own.peers.values().any(|peer| peer == key)
     }
 }
 

@@ -15,6 +15,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 
 use super::authority::{Authority, CA_DAYS, Fresh, NODE_DAYS, Subject, Times, accepts};
+use super::peers::node_of;
+use super::request::{self, Requested};
 use super::validity::{self, Validity};
 use super::{CA_FILE, DIRECTORY, NODE_CERTIFICATE_FILE};
 use crate::durable::{Mode, remove, replace};
@@ -74,6 +76,53 @@ impl Files {
         self.secrets.write(CA_KEY, authority.key_pem().as_bytes())?;
         self.put_node(&node)?;
         self.put_roots(std::slice::from_ref(&authority.certificate))
+    }
+
+    /// Makes the key of a node that joins, in a new data directory; its certificate request, in PEM.
+    pub(super) fn make_request(&self) -> Result<String> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let key = rcgen::KeyPair::generate().context("making a TLS key")?;
+        let directory = self.data(DIRECTORY);
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&directory);
+        made.with_context(|| format!("making {}", directory.display()))?;
+        self.secrets.write(TLS_KEY, key.serialize_pem().as_bytes())?;
+        request::make(&key)
+    }
+
+    /// Keeps what a node that joins got: its certificate, and the CAs.
+    pub(super) fn accept(&self, certificate: &str, roots: &str) -> Result<()> {
+        replace(&self.tls(NODE_CERTIFICATE_FILE), certificate.as_bytes(), Mode::Secret)?;
+        replace(&self.data(CA_FILE), roots.as_bytes(), Mode::Public)?;
+        super::Own::read(self)?.check()?;
+        self.hold(Times::wall())
+    }
+
+    /// A certificate for the key of a request, in PEM with how it follows from the CAs; and the CAs.
+    pub(super) fn certify_request(&self, request: &str, subject: &Subject, times: Times) -> Result<(String, String)> {
+        let requested = Requested::read(request).context("the request")?;
+        let (roots, judges) = (self.roots()?, self.judges(times)?);
+        let between: Vec<_> = self.cross().into_iter().collect();
+        let judge = |leaf: &CertificateDer<'_>, name: &ServerName<'_>| {
+            judges.iter().try_for_each(|root| accepts(root, leaf, &between, name, times))
+        };
+        let certificate = self.authority(&roots)?.certify_key(&requested, subject, times, judge)?;
+        Ok((pem(&certificate), roots.iter().map(pem).collect()))
+    }
+
+    /// The CAs in PEM.
+    pub(super) fn roots_pem(&self) -> Result<String> {
+        Ok(self.roots()?.iter().map(pem).collect())
+    }
+
+    /// The CA's private key in PEM, if this node has it.
+    pub(super) fn authority_key(&self) -> Result<Option<String>> {
+        self.pem(CA_KEY)
+    }
+
+    /// Keeps the CA's private key, which another voter gave.
+    pub(super) fn take_authority_key(&self, key: &str) -> Result<()> {
+        Authority::of(key, &self.roots()?).context("what a peer gave as the CA's key")?;
+        self.secrets.write(CA_KEY, key.as_bytes())
     }
 
     /// The CAs that clients trust: the one in use first.
@@ -160,7 +209,11 @@ impl Files {
         }
         let why = match self.loads().and_then(|()| self.hold(times)) {
             Err(why) => Some(format!("{why:#}")),
-            Ok(()) => self.chain()?.first().and_then(|leaf| is_due(leaf, NODE_DAYS, times)),
+            Ok(()) => self.chain()?.first().and_then(|leaf| {
+                let named = subject.node().is_none_or(|node| node_of(leaf) == Some(node));
+                let unnamed = (!named).then(|| "it does not name the node to peers".to_owned());
+                is_due(leaf, NODE_DAYS, times).or(unnamed)
+            }),
         };
         if let Some(why) = why {
             let node = self.fresh_node(subject, times).with_context(|| format!("{why}; it cannot be made again"))?;

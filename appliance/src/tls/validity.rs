@@ -3,7 +3,8 @@
 
 use time::{Date, Month, PrimitiveDateTime, Time};
 
-const SEQUENCE: u8 = 0x30;
+pub(super) const SEQUENCE: u8 = 0x30;
+pub(super) const BIT_STRING: u8 = 0x03;
 const EXPLICIT_VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
@@ -35,12 +36,12 @@ pub(super) fn of(der: &[u8]) -> Option<Validity> {
 }
 
 /// The content of the element at the start if it has this tag, and what follows it.
-fn take(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+pub(super) fn take(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     any(bytes).filter(|element| element.0 == tag).map(|(_, content, rest)| (content, rest))
 }
 
 /// Tag and content of the element at the start, and what follows it (X.690, 8.1; lengths of up to four bytes).
-fn any(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+pub(super) fn any(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = bytes.split_first()?;
     let (&first, rest) = rest.split_first()?;
     let digits = usize::from(first & 0x7f);

@@ -17,6 +17,12 @@ use crate::raft::Desk;
 use crate::view::Member;
 
 impl Node {
+    /// Id of this node in the cluster.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.inner.identity.node
+    }
+
     /// Makes the files of a node that joins a cluster, in an empty data directory. `name` is the name of the node;
     /// `admission` comes from a member, by a way that nobody else reads. Gives the verifier key of the node's cosignatures,
     /// which [`Node::add_learner`] is to be told.

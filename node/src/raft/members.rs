@@ -73,7 +73,11 @@ impl Consensus {
                 return Err(Error::NotFound(format!("node {node} in this cluster")));
             }
             let has = m.replication.as_ref().and_then(|r| r.get(&node)).and_then(|id| id.map(|id| id.index));
-            m.last_log_index.unwrap_or(0).saturating_sub(has.unwrap_or(0))
+            // One that has nothing may not be there at all: as a voter it would count, and never answer.
+            let Some(has) = has else {
+                return Err(Error::Unavailable(format!("node {node} has nothing of the raft log yet")));
+            };
+            m.last_log_index.unwrap_or(0).saturating_sub(has)
         };
         if lag > PROMOTION_LAG_MAX {
             return Err(Error::Unavailable(format!(

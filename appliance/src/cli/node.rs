@@ -1,0 +1,161 @@
+//! `samovar join` and `samovar node`: the nodes of the cluster.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::api_key::save_token;
+use super::keys::figure;
+use super::status;
+use crate::client::{Client, Request, Target, key_path};
+use crate::config::Span;
+use crate::output::{self, Format};
+use crate::secrets::KekFiles;
+
+/// Join a cluster: make the data directory of another node
+///
+/// The node makes its own keys and shows a join token (`samovar node token`), which is good for one node and says which
+/// ledger it is for. Then start it with `samovar serve`: it gets everything from its peers, and votes once it lags little.
+#[derive(Debug, clap::Args)]
+pub(super) struct Join {
+    /// URL of a node of the cluster that votes, `https://HOST:8443`
+    url: String,
+    /// File with the join token
+    #[arg(long, value_name = "FILE")]
+    token_file: PathBuf,
+    /// Data directory; must be empty or not exist
+    #[arg(long, value_name = "DIR", env = "SAMOVAR_DATA", hide_env_values = true)]
+    data: PathBuf,
+    /// Name of the node [default: the machine's]
+    #[arg(long, value_name = "NODE")]
+    name: Option<String>,
+    /// Address of its API [default: 0.0.0.0:8443]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Address for its peers [default: 0.0.0.0:8444]
+    #[arg(long, value_name = "ADDR:PORT")]
+    peers: Option<SocketAddr>,
+    /// Where peers reach it [default: the address of --peers, or the machine's host name]
+    #[arg(long, value_name = "HOST:PORT")]
+    peers_address: Option<String>,
+    /// Key-encryption key under which its private keys are sealed [default: the credential samovar.kek, if there is one]
+    #[arg(long, value_name = "FILE")]
+    kek: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Node {
+    /// Make a token with which one node may join
+    ///
+    /// Whoever has it can become a node of the cluster and gets the key that signs the log: hand it over as you would hand over
+    /// that. It is good once, and for an hour unless said otherwise.
+    Token {
+        #[command(flatten)]
+        target: Target,
+        /// File to write the token to, readable for its owner only; must not exist
+        #[arg(long, value_name = "FILE")]
+        save: PathBuf,
+        /// How long it is good, such as 30m; at most 24h
+        #[arg(long, value_name = "TIME", default_value = "1h")]
+        expires: Span,
+        /// The node gets everything and votes on nothing, until it is promoted
+        #[arg(long)]
+        learner: bool,
+        /// The node takes the place of this one, which is removed when it joins
+        #[arg(long, value_name = "NODE")]
+        replaces: Option<String>,
+    },
+    /// List the nodes and how each of them is
+    List {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Make a learner a voter, once it lags little
+    Promote {
+        #[command(flatten)]
+        target: Target,
+        /// Name of the node
+        node: String,
+    },
+    /// Take a node out of the cluster, for good
+    ///
+    /// A node that was removed is refused by its peers. Its machine comes back as a new node only: with an empty data directory
+    /// and a join token.
+    Remove {
+        #[command(flatten)]
+        target: Target,
+        /// Name of the node
+        node: String,
+    },
+}
+
+pub(super) async fn join(join: &Join, format: Format) -> anyhow::Result<()> {
+    let kek = KekFiles { current: join.kek.clone(), old: None }.or_credentials();
+    let wanted = crate::serve::Join {
+        url: &join.url,
+        token_file: &join.token_file,
+        data: &join.data,
+        name: join.name.as_deref(),
+        listen: join.listen,
+        peers: join.peers,
+        address: join.peers_address.as_deref(),
+        kek: &kek,
+    };
+    let crate::serve::Joined { node, name, voter } = crate::serve::join(&wanted).await?;
+    let data = join.data.display();
+    match format {
+        Format::Json => output::json(&json!({ "node": node, "name": name, "voter": voter, "data": join.data }))?,
+        Format::Text => {
+            let what = if voter { "a voter, once it has caught up" } else { "a learner" };
+            output::text(&format!("node   {node}, {name}: {what}\nnext   samovar serve --data {data}\n"))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn run(command: &Node, format: Format) -> anyhow::Result<()> {
+    match command {
+        Node::Token { target, save, expires, learner, replaces } => {
+            let body = json!({
+                "expires_s": expires.0.as_secs(), "voter": !learner, "replaces": replaces,
+            });
+            let issued = save_token(&Client::open(target)?, "/v1/cluster/join-tokens", Some(&body), save).await?;
+            let (id, end) = (figure(&issued, "id"), issued.get("expires_ms").and_then(Value::as_u64));
+            match format {
+                Format::Json => output::json(&json!({ "id": id, "file": save, "expires_ms": end }))?,
+                Format::Text => output::text(&format!(
+                    "{id} is in {}, good for one node until {}\n",
+                    save.display(),
+                    end.map_or("?".into(), output::time)
+                ))?,
+            }
+            Ok(())
+        }
+        Node::List { target } => status::list(target, format).await,
+        Node::Promote { target, node } => {
+            let path = key_path("/v1/cluster/nodes", node) + "/promote";
+            changed(target, Request::write(Method::POST, path, ""), format).await
+        }
+        Node::Remove { target, node } => {
+            let path = key_path("/v1/cluster/nodes", node);
+            changed(target, Request::write(Method::DELETE, path, ""), format).await
+        }
+    }
+}
+
+async fn changed(target: &Target, request: Request, format: Format) -> anyhow::Result<()> {
+    let answer = Client::open(target)?.send(request).await?.json()?;
+    let state = answer.get("state").and_then(Value::as_str).context("the node's answer names no state")?;
+    let name = figure(&answer, "name");
+    match format {
+        Format::Json => output::json(&answer)?,
+        Format::Text if state == "removing" || state == "catching up" => {
+            output::text(&format!("{name}: {state}; the leader goes on with it, see samovar node list\n"))?
+        }
+        Format::Text => output::text(&format!("{name}: {state}\n"))?,
+    }
+    Ok(())
+}
