@@ -6,10 +6,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 mod calibrate;
+mod cluster;
 mod compare;
 mod etcd;
 mod evidence;
 mod growth;
+mod grpc;
 mod import;
 mod load;
 mod process;
@@ -56,7 +58,7 @@ impl Settings {
     }
 }
 
-/// Runs the named parts (`compare`, `growth`, `size`); returns how many ratios fell short.
+/// Runs the named parts (`compare`, `cluster`, `growth`, `size`); returns how many ratios fell short.
 ///
 /// # Errors
 /// When a figure could not be measured, or would not count: see `evidence`.
@@ -68,6 +70,10 @@ pub async fn run(settings: &Settings, parts: &[String]) -> Result<usize> {
     if wanted("compare") {
         eprintln!("comparing with etcd");
         compare::run(settings, &values, &mut report).await.context("comparing with etcd")?;
+    }
+    if wanted("cluster") {
+        eprintln!("comparing three nodes with three of etcd");
+        cluster::run(settings, &values, &mut report).await.context("comparing three nodes")?;
     }
     if wanted("growth") {
         eprintln!("importing, and measuring with more and more keys");

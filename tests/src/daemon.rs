@@ -100,6 +100,11 @@ impl Daemon {
         toml.clone_into(&mut self.settings.toml);
     }
 
+    /// More lines in the configuration file, from the next start on.
+    pub fn append(&mut self, toml: &str) {
+        self.settings.toml.push_str(toml);
+    }
+
     /// Starts the daemon and waits until it is ready.
     ///
     /// # Errors

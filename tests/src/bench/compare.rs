@@ -83,7 +83,7 @@ pub(super) async fn run(settings: &Settings, values: &Arc<Values>, report: &mut 
 /// Gives every key a value.
 async fn fill(endpoint: &Endpoint, ask: Ask, values: &Arc<Values>) -> Result<()> {
     let load = Load { ask, connections: 64, keys: Keys::Once(KEYS), duration: Duration::from_secs(60), seed: 0 };
-    let filled = load::run(endpoint, load, values).await.context("filling the key set")?;
+    let filled = load::run(std::slice::from_ref(endpoint), load, values).await.context("filling the key set")?;
     ensure!(filled.done == KEYS, "only {} of {KEYS} keys were filled in a minute", filled.done);
     Ok(())
 }
@@ -133,7 +133,7 @@ pub(super) async fn sample(
     tokio::time::sleep(WAKING).await;
     let metrics = Metrics::of(&mut scrape).await?;
     let cpu = Cpu::of(id)?;
-    let round = load::run(endpoint, load, values).await?;
+    let round = load::run(std::slice::from_ref(endpoint), load, values).await?;
     let cpu = Cpu::of(id)?.since(&cpu);
     let metrics = Metrics::of(&mut scrape).await?.since(&metrics);
     Ok(Sample {

@@ -161,7 +161,7 @@ async fn crash(settings: &Settings, values: &Arc<Values>, grown: &mut Grown, rep
     let mut starts = Vec::new();
     for crash in 0..CRASHES {
         let load = load(settings, grown.keys, settings.seed + crash as u64);
-        let done = super::load::run(&samovar::endpoint(&grown.daemon)?, load, values).await?.done;
+        let done = super::load::run(&[samovar::endpoint(&grown.daemon)?], load, values).await?.done;
         grown.daemon.kill()?;
         let start = grown.daemon.start().await?.as_secs_f64();
         eprintln!("  killed right after {done} puts; ready again in {start:.2} s");

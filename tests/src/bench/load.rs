@@ -12,6 +12,7 @@ use rand::{Rng, RngCore, SeedableRng};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
+use super::grpc::{Grpc, put_message};
 use super::wire::Connection;
 
 /// Bytes of a value.
@@ -37,6 +38,8 @@ pub(super) enum Ask {
     EtcdPut,
     /// `/v3/kv/range` of one key, linearizable.
     EtcdGet,
+    /// `etcdserverpb.KV/Put` by gRPC.
+    EtcdPutGrpc,
 }
 
 /// Which keys.
@@ -52,7 +55,8 @@ pub(super) enum Keys {
 #[derive(Clone)]
 pub(super) struct Endpoint {
     pub(super) port: u16,
-    pub(super) tls: TlsConnector,
+    /// `None`: plain HTTP.
+    pub(super) tls: Option<TlsConnector>,
     pub(super) token: Option<String>,
 }
 
@@ -114,11 +118,14 @@ impl Values {
     }
 }
 
-/// Opens the connections, then asks until the time is over.
-pub(super) async fn run(endpoint: &Endpoint, load: Load, values: &Arc<Values>) -> Result<Round> {
+/// Opens the connections, to each endpoint in turn, then asks until the time is over.
+pub(super) async fn run(endpoints: &[Endpoint], load: Load, values: &Arc<Values>) -> Result<Round> {
     let mut clients = Vec::new();
-    for number in 0..load.connections {
-        let connection = Connection::open(endpoint.port, &endpoint.tls).await?;
+    for (number, endpoint) in (0..load.connections).zip(endpoints.iter().cycle()) {
+        let connection = match load.ask {
+            Ask::EtcdPutGrpc => Way::Grpc(Grpc::open(endpoint.port).await?),
+            _ => Way::Http(Connection::open(endpoint.port, endpoint.tls.as_ref()).await?),
+        };
         let random = StdRng::seed_from_u64(load.seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let writer = Writer { ask: load.ask, token: endpoint.token.clone(), values: values.clone(), body: Vec::new() };
         clients.push(Client { connection, random, writer, number, load, latencies: Vec::new() });
@@ -137,8 +144,13 @@ pub(super) async fn run(endpoint: &Endpoint, load: Load, values: &Arc<Values>) -
     Ok(Round { done: latencies.len() as u64, seconds, latencies })
 }
 
+enum Way {
+    Http(Connection),
+    Grpc(Grpc),
+}
+
 struct Client {
-    connection: Connection,
+    connection: Way,
     random: StdRng,
     writer: Writer,
     number: u64,
@@ -151,11 +163,22 @@ impl Client {
         let mut request = Vec::with_capacity(1024);
         while let Some(n) = self.next_key() {
             let value = self.random.gen_range(0..VALUES);
-            request.clear();
-            self.writer.write(&mut request, &key(n), value)?;
-            let sent = Instant::now();
-            let answer = self.connection.exchange(&request).await?;
-            check(self.load.ask, answer.status, answer.body)?;
+            let sent = match &mut self.connection {
+                Way::Http(connection) => {
+                    request.clear();
+                    self.writer.write(&mut request, &key(n), value)?;
+                    let sent = Instant::now();
+                    let answer = connection.exchange(&request).await?;
+                    check(self.load.ask, answer.status, answer.body)?;
+                    sent
+                }
+                Way::Grpc(connection) => {
+                    let message = put_message(&key(n), &self.writer.values.plain[value]);
+                    let sent = Instant::now();
+                    connection.put(message).await?;
+                    sent
+                }
+            };
             let now = Instant::now();
             self.latencies.push(u32::try_from((now - sent).as_nanos()).unwrap_or(u32::MAX));
             if now >= until {
@@ -207,6 +230,7 @@ impl Writer {
                 write!(self.body, r#"{{"key":"{}"}}"#, BASE64.encode(key))?;
                 "POST /v3/kv/range".to_owned()
             }
+            Ask::EtcdPutGrpc => bail!("gRPC is no HTTP/1.1"),
         };
         write!(request, "{line} HTTP/1.1\r\nhost: localhost\r\n")?;
         if let Some(token) = &self.token {
@@ -230,6 +254,8 @@ fn check(ask: Ask, status: u16, body: &[u8]) -> Result<()> {
         Ask::Get => status == 200 && body.len() >= VALUE_BYTES,
         Ask::EtcdPut => status == 200 && holds("\"revision\""),
         Ask::EtcdGet => status == 200 && holds("\"value\""),
+        // Checked where it is asked.
+        Ask::EtcdPutGrpc => false,
     };
     if good {
         return Ok(());

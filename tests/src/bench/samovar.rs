@@ -17,8 +17,8 @@ pub(super) fn settings() -> Settings {
 }
 
 pub(super) fn endpoint(daemon: &Daemon) -> Result<Endpoint> {
-    let token = fs::read_to_string(daemon.data().join("admin.token"))?.trim().to_owned();
-    Ok(Endpoint { port: daemon.port(), tls: wire::connector(&daemon.data().join("ca.pem"))?, token: Some(token) })
+    let token = fs::read_to_string(daemon.token())?.trim().to_owned();
+    Ok(Endpoint { port: daemon.port(), tls: Some(wire::connector(&daemon.data().join("ca.pem"))?), token: Some(token) })
 }
 
 pub(super) fn id(daemon: &Daemon) -> Result<u32> {

@@ -70,7 +70,7 @@ async fn disk(settings: &Settings, values: &Arc<Values>, daemon: &mut Daemon, re
     let before = outside_raft_log(&data)?;
     let keys = Keys::Once(settings.puts);
     let load = Load { ask: Ask::Put, connections: 64, keys, duration: PUTS_DEADLINE, seed: settings.seed };
-    let done = load::run(&samovar::endpoint(daemon)?, load, values).await?.done;
+    let done = load::run(&[samovar::endpoint(daemon)?], load, values).await?.done;
     ensure!(done == settings.puts, "only {done} of {} puts were done in {PUTS_DEADLINE:?}", settings.puts);
     let metric = Metrics::of(&mut daemon.client().await?).await?.get("samovar_data_bytes")?;
     let under_load = disk_bytes(&data)?;

@@ -1,4 +1,4 @@
-//! One keep-alive HTTP/1.1 connection over TLS, as thin as can be: the generator shares the machine with what it measures.
+//! One keep-alive HTTP/1.1 connection, as thin as can be: the generator shares the machine with what it measures.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,10 +6,9 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 /// Longest answer that is taken.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
@@ -30,8 +29,12 @@ pub(super) fn connector(ca: &Path) -> Result<TlsConnector> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 pub(super) struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: Box<dyn Stream>,
     answer: Vec<u8>,
 }
 
@@ -41,10 +44,14 @@ pub(super) struct Answer<'a> {
 }
 
 impl Connection {
-    pub(super) async fn open(port: u16, connector: &TlsConnector) -> Result<Self> {
+    /// Without a connector in plain HTTP.
+    pub(super) async fn open(port: u16, connector: Option<&TlsConnector>) -> Result<Self> {
         let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
         tcp.set_nodelay(true)?;
-        let stream = connector.connect(ServerName::try_from("localhost")?, tcp).await?;
+        let stream: Box<dyn Stream> = match connector {
+            Some(connector) => Box::new(connector.connect(ServerName::try_from("localhost")?, tcp).await?),
+            None => Box::new(tcp),
+        };
         Ok(Self { stream, answer: Vec::with_capacity(2048) })
     }
 
