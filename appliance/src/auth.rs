@@ -33,7 +33,9 @@ mod signing;
 mod table;
 
 pub(crate) use lockout::Lockout;
-pub(crate) use members::{JOIN_TOKENS, JoinToken, JoinTokenText, NODES, NodeRow, node_named};
+pub(crate) use members::{
+    JOIN_TOKENS, JoinToken, JoinTokenText, NODES, NodeRow, PERMIT, PERMITS, PermitRow, node_named,
+};
 pub(crate) use password::{BYTES_MAX as PASSWORD_BYTES_MAX, CHARS_MIN as PASSWORD_CHARS_MIN, Passwords, Secret};
 pub(crate) use principal::{Principal, Way};
 pub(crate) use rights::{Grant, ROLES, Right, Role};

@@ -101,6 +101,9 @@ enum Command {
     /// The nodes of the cluster: list them, take them in and out
     #[command(subcommand)]
     Node(node::Node),
+    /// The permit to go down, which one node at a time may have
+    #[command(subcommand)]
+    Permit(node::Permit),
     /// Look at configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -237,6 +240,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
     match command {
         Command::Join(c) => node::join(&c, format).await,
         Command::Node(c) => node::run(&c, format).await,
+        Command::Permit(c) => node::permit(&c, format).await,
         Command::Status(c) => status::run(&c, format).await,
         Command::Doctor(c) => crate::doctor::run(&c, format).await,
         Command::SupportBundle(c) => crate::bundle::run(&c, format).await,

@@ -9,8 +9,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use anyhow::{Context as _, Result, anyhow};
-use samovar_node::Node;
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
+use hyper::Method;
+use samovar_node::transport::Peer;
+use samovar_node::{Error, Node};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
@@ -28,6 +31,31 @@ pub(crate) use book::{Calls, Known, Report};
 
 use book::Book;
 use transport::Pool;
+
+/// Whether a node is to be in service.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Service {
+    /// It prepares for its stop: see [`Node::drain`].
+    Drain,
+    /// It is in service again.
+    Resume,
+}
+
+impl Service {
+    /// Does it to this node.
+    ///
+    /// # Errors
+    /// As [`Node::drain`].
+    pub(crate) async fn apply(self, node: &Node) -> Result<(), Error> {
+        match self {
+            Self::Drain => node.drain().await,
+            Self::Resume => {
+                node.resume();
+                Ok(())
+            }
+        }
+    }
+}
 
 /// This node among its peers. Clones are cheap and name the same one.
 #[derive(Clone)]
@@ -105,11 +133,26 @@ impl Peers {
         *self.0.clients.lock().unwrap_or_else(PoisonError::into_inner) = Some(clients);
     }
 
+    /// Takes a peer out of service, or puts it back.
+    ///
+    /// # Errors
+    /// Why not, as the peer says or the way to it.
+    pub(crate) async fn order(&self, node: &Node, peer: u64, service: Service) -> Result<(), String> {
+        let member = node.members().into_iter().find(|member| member.node == peer);
+        let member = member.ok_or("the node is no member yet")?;
+        let path = match service {
+            Service::Drain => transport::DRAIN,
+            Service::Resume => transport::RESUME,
+        };
+        let to = Peer { node: peer, address: member.address };
+        self.ask(&to, Method::POST, path, Bytes::new()).await.map(drop).map_err(|lost| lost.to_string())
+    }
+
     /// Begins to answer peers, unless that was begun.
     ///
     /// # Errors
     /// When the port cannot be had; with what to do.
-    pub(crate) fn open(&self) -> Result<()> {
+    pub(crate) fn open(&self) -> anyhow::Result<()> {
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         if *open {
             return Ok(());
@@ -134,7 +177,7 @@ impl Peers {
     }
 
     /// What TLS is done with.
-    fn tls(&self) -> Result<Arc<PeerTls>> {
+    fn tls(&self) -> anyhow::Result<Arc<PeerTls>> {
         let mut tls = self.0.tls.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tls) = &*tls {
             return Ok(tls.clone());

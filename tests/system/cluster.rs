@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 mod dev;
 mod joining;
 mod nodes;
+mod service;
 mod strangers;
 
 use nodes::{Nodes, said, send};

@@ -16,9 +16,11 @@ use crate::serve::is_node_name;
 use crate::tls::{REQUEST_BYTES_MAX, Subject, is_dns_name, pin_of};
 
 mod join;
+mod permit;
 mod view;
 
 pub(crate) use join::join;
+pub(crate) use permit::{acquire, drain, release, resume, show as permits};
 pub(crate) use view::{cluster, figures, node, nodes};
 
 /// How long a join token lasts unless it is said: an hour.

@@ -194,7 +194,7 @@ pub(crate) async fn ready(call: Call) -> Handled {
         return Err(Problem::unavailable("the node is stopping"));
     }
     if call.app.node.is_draining() {
-        return Err(Problem::unavailable("the node is draining"));
+        return Err(Problem::unavailable("the node is drained: samovar node resume puts it back into service"));
     }
     call.app.node.barrier().await?;
     if call.query.text("for").is_some() {

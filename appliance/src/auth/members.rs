@@ -21,6 +21,12 @@ pub(crate) static NODES: Table<NodeRow> =
 pub(crate) static JOIN_TOKENS: Table<JoinToken> =
     Table::new("~join-tokens/", ("no-such-join-token", "no join token has this id"), is_short_id, 64);
 
+/// The permit to go down, under one id: there is at most one.
+pub(crate) static PERMITS: Table<PermitRow> =
+    Table::new("~permits/", ("no-permit", "no node has the permit to go down"), |id| id == PERMIT, 1);
+/// That id.
+pub(crate) const PERMIT: &str = "down";
+
 /// A node, as it is to be: whoever leads makes the members of the cluster so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NodeRow {
@@ -54,6 +60,25 @@ pub(crate) struct JoinToken {
     /// Id of the node that used it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) used_by: Option<u64>,
+}
+
+/// Who may go down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PermitRow {
+    /// Name of the node.
+    pub(crate) name: String,
+    /// Its id.
+    pub(crate) node: u64,
+    /// What for.
+    pub(crate) reason: String,
+    /// Who asked.
+    pub(crate) by: String,
+    /// When it was granted, milliseconds since 1970.
+    pub(crate) granted_ms: u64,
+    /// When it ends, unless the node is down then.
+    pub(crate) expires_ms: u64,
+    /// Whether nothing can be written while the node is down.
+    pub(crate) accepted_outage: bool,
 }
 
 impl NodeRow {

@@ -94,6 +94,8 @@ rights! {
     AcceptClock:  Whole, "accept a clock that is not believed", [];
     /// Take nodes into the cluster, and out of it.
     ManageNodes:  Whole, "take nodes into the cluster and out of it", [];
+    /// Take nodes out of service for a while, and put them back.
+    ServeNodes:   Node,  "drain nodes and have the permit to go down", [Operator];
     /// Look into the running process: profiles, traces, level of the journal.
     Diagnose:     Whole, "take profiles, change the level of the journal", [];
     /// Updates of the box: install one, go back, start it again.

@@ -46,6 +46,85 @@ pub(super) struct Join {
     kek: Option<PathBuf>,
 }
 
+/// What the permit to go down is asked for with.
+#[derive(Debug, clap::Args)]
+pub(super) struct PermitArgs {
+    /// What for, for whoever looks at the ledger
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// How long the permit is good, such as 30m; it does not end while its holder is down
+    #[arg(long, value_name = "TIME", default_value = "30m")]
+    expires: Span,
+    /// Nothing can be written while the node is away, and that is wanted
+    #[arg(long)]
+    accept_outage: bool,
+}
+
+impl PermitArgs {
+    fn body(&self) -> Value {
+        json!({ "reason": self.reason, "expires_s": self.expires.0.as_secs(), "accept_outage": self.accept_outage })
+    }
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Permit {
+    /// Show which node has it
+    Show {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Ask for it, for the node that answers or another one
+    ///
+    /// At most one node has it. It is refused while another voter is down, behind or says that something is wrong, and when
+    /// nothing could be written without the node. A node that is ill itself gets it, to be cured.
+    Acquire {
+        #[command(flatten)]
+        target: Target,
+        /// Name of the node [default: the one that answers]
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+        #[command(flatten)]
+        permit: PermitArgs,
+    },
+    /// Give it back
+    Release {
+        #[command(flatten)]
+        target: Target,
+        /// Name of the node that has it
+        node: String,
+    },
+}
+
+pub(super) async fn permit(command: &Permit, format: Format) -> anyhow::Result<()> {
+    let held = match command {
+        Permit::Show { target } => {
+            let answer = Client::open(target)?.send(Request::get("/v1/permits")).await?.json()?;
+            answer.get("permit").cloned().unwrap_or_default()
+        }
+        Permit::Acquire { target, node, permit } => {
+            let mut body = permit.body();
+            body["node"] = json!(node);
+            Client::open(target)?.send(json_request("/v1/permits".into(), &body)?).await?.json()?
+        }
+        Permit::Release { target, node } => {
+            let request = Request::write(Method::DELETE, key_path("/v1/permits", node), "");
+            Client::open(target)?.send(request).await?;
+            Value::Null
+        }
+    };
+    match format {
+        Format::Json => output::json(&json!({ "permit": held }))?,
+        Format::Text if held.is_null() => output::text("no node has the permit to go down\n")?,
+        Format::Text => {
+            let until = held.get("expires_ms").and_then(Value::as_u64).map_or("?".into(), output::time);
+            let (name, by, reason) = (figure(&held, "name"), figure(&held, "by"), figure(&held, "reason"));
+            let over = if held.get("over").and_then(Value::as_bool) == Some(true) { ", over" } else { "" };
+            output::text(&format!("{name} may go down until {until}{over}: {} ({by})\n", output::printable(&reason)))?;
+        }
+    }
+    Ok(())
+}
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Node {
     /// Make a token with which one node may join
@@ -75,6 +154,25 @@ pub(super) enum Node {
     },
     /// Make a learner a voter, once it lags little
     Promote {
+        #[command(flatten)]
+        target: Target,
+        /// Name of the node
+        node: String,
+    },
+    /// Take a node out of service: it gets the permit to go down and hands the lead over
+    ///
+    /// It then says that it is not ready, so that balancers leave it, answers whoever asks all the same, and may be stopped or
+    /// started again. `samovar node resume` ends that.
+    Drain {
+        #[command(flatten)]
+        target: Target,
+        /// Name of the node
+        node: String,
+        #[command(flatten)]
+        permit: PermitArgs,
+    },
+    /// Put a node back into service, and give the permit back
+    Resume {
         #[command(flatten)]
         target: Target,
         /// Name of the node
@@ -139,11 +237,23 @@ pub(super) async fn run(command: &Node, format: Format) -> anyhow::Result<()> {
             let path = key_path("/v1/cluster/nodes", node) + "/promote";
             changed(target, Request::write(Method::POST, path, ""), format).await
         }
+        Node::Drain { target, node, permit } => {
+            let path = key_path("/v1/cluster/nodes", node) + "/drain";
+            changed(target, json_request(path, &permit.body())?, format).await
+        }
+        Node::Resume { target, node } => {
+            let path = key_path("/v1/cluster/nodes", node) + "/resume";
+            changed(target, Request::write(Method::POST, path, ""), format).await
+        }
         Node::Remove { target, node } => {
             let path = key_path("/v1/cluster/nodes", node);
             changed(target, Request::write(Method::DELETE, path, ""), format).await
         }
     }
+}
+
+fn json_request(path: String, body: &Value) -> anyhow::Result<Request> {
+    Ok(Request::write(Method::POST, path, body.to_string()).header("content-type", "application/json")?)
 }
 
 async fn changed(target: &Target, request: Request, format: Format) -> anyhow::Result<()> {
@@ -154,6 +264,9 @@ async fn changed(target: &Target, request: Request, format: Format) -> anyhow::R
         Format::Json => output::json(&answer)?,
         Format::Text if state == "removing" || state == "catching up" => {
             output::text(&format!("{name}: {state}; the leader goes on with it, see samovar node list\n"))?
+        }
+        Format::Text if state == "drained" => {
+            output::text(&format!("{name}: drained, ready to be stopped; afterwards: samovar node resume {name}\n"))?
         }
         Format::Text => output::text(&format!("{name}: {state}\n"))?,
     }

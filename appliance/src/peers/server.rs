@@ -18,8 +18,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::transport::{MESSAGE, REFUSED, REMOVED, REPORT, SECRETS};
-use super::{Peers, attend};
+use super::transport::{DRAIN, MESSAGE, REFUSED, REMOVED, REPORT, RESUME, SECRETS};
+use super::{Peers, Service, attend};
 use crate::tls::{authority_key, key_hash, node_of};
 
 /// Most connections at once; more wait to be accepted.
@@ -115,7 +115,20 @@ async fn answer(peers: &Peers, node: &Node, from: u64, request: Request<Incoming
             }
             secrets(peers)
         }
+        (&Method::POST, DRAIN) => service(node, Service::Drain).await,
+        (&Method::POST, RESUME) => service(node, Service::Resume).await,
         _ => text(StatusCode::NOT_FOUND, "peers ask no such thing"),
+    }
+}
+
+async fn service(node: &Node, service: Service) -> Response<Full<Bytes>> {
+    match service.apply(node).await {
+        Ok(()) => Response::default(),
+        Err(error) => {
+            let mut response = Response::new(Full::new(error.to_string().into()));
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            response
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub(super) const MESSAGE: &str = "/v1/message";
 pub(super) const REPORT: &str = "/v1/report";
 /// Where a voter gets what all voters have.
 pub(super) const SECRETS: &str = "/v1/secrets";
+/// Where a node is taken out of service for a while, and put back.
+pub(super) const DRAIN: &str = "/v1/drain";
+pub(super) const RESUME: &str = "/v1/resume";
 /// Header of a refusal, and what it says of a node that was removed.
 pub(super) const REFUSED: &str = "samovar-refused";
 pub(super) const REMOVED: &str = "removed";

@@ -37,7 +37,21 @@ impl Nodes {
             nodes.add(&format!("box-{n:02}"), &token).await;
         }
         nodes.until("every node votes", |cluster| cluster["live_voters"] == count).await;
+        nodes.cosign(0, count).await;
         nodes
+    }
+
+    /// Waits until the policy of the log, as a node has it, names so many: before, none of those of before may be missing.
+    pub(super) async fn cosign(&self, place: usize, count: usize) {
+        let begun = Instant::now();
+        loop {
+            let log = self.client(place).await.get("/v1/log").await.unwrap().json().unwrap();
+            if log["cosigners"].as_array().is_some_and(|cosigners| cosigners.len() == count) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the policy does not name {count} nodes within {PATIENCE:?}: {log:#}");
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

@@ -29,18 +29,18 @@ struct Nodes {
 
 /// A node. What is not known is null.
 #[derive(Debug, Clone, Serialize)]
-struct Shown {
-    node: u64,
-    name: String,
+pub(super) struct Shown {
+    pub(super) node: u64,
+    pub(super) name: String,
     address: String,
     role: Option<String>,
-    voter: bool,
+    pub(super) voter: bool,
     /// `member`, `joining` or `removing`.
     state: &'static str,
-    live: bool,
+    pub(super) live: bool,
     height: Option<u64>,
     /// Blocks behind the highest that this node knows of.
-    trails: Option<u64>,
+    pub(super) trails: Option<u64>,
     /// How long ago it was last heard of; 0 for the one that answers.
     contact_ms: Option<u64>,
     /// How old the figures are.
@@ -49,7 +49,7 @@ struct Shown {
     slot: Option<String>,
     free_bytes: Option<u64>,
     disk_bytes: Option<u64>,
-    errors: Vec<String>,
+    pub(super) errors: Vec<String>,
 }
 
 /// `GET /v1/cluster`.
@@ -62,12 +62,19 @@ pub(crate) async fn cluster(call: Call) -> Handled {
     let leader = super::super::node::leader(app, &status);
     let leader = leader.and_then(|id| nodes.iter().find(|shown| shown.node == id)).map(|s| s.name.clone());
     let mut attention = attention(&nodes);
-    let can_lose = live_voters.saturating_sub(majority);
+    let info = app.node.log_info();
+    // Until the change of the policy is handed over, it takes the cosigners of before, who may be fewer.
+    let named = info.cosigners.len();
+    let can_lose = if named < voters { 0 } else { live_voters.saturating_sub(majority) };
+    if named < voters && voters > 1 {
+        attention
+            .push(format!("the policy of the log names {named} of {voters} voters yet: take none down before it does"));
+    }
     if voters > 1 && !app.peers.is_refused() {
         attention.insert(0, format!("{live_voters} of {voters} voters, can lose {can_lose} more"));
     }
     let cluster = Cluster {
-        origin: app.node.log_info().origin,
+        origin: info.origin,
         answered_by: &status.name,
         now_ms: rt::now_ms(),
         leader,
@@ -126,7 +133,7 @@ fn attention(nodes: &[Shown]) -> Vec<String> {
 }
 
 /// Every node, by id. Local: no other node is asked.
-async fn all(app: &App) -> Result<Vec<Shown>, Problem> {
+pub(super) async fn all(app: &App) -> Result<Vec<Shown>, Problem> {
     let (members, status) = (app.node.members(), app.node.status());
     let mut rows = NODES.all(&app.node).await?;
     rows.retain(|s| s.row.is_current() || members.iter().any(|m| m.node == s.node()));

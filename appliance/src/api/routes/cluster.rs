@@ -56,6 +56,58 @@ pub(super) const PROMOTE: Route = Route {
     ..REMOVE
 };
 
+pub(super) const DRAIN: Route = Route {
+    method: Method::POST,
+    pattern: "/v1/cluster/nodes/{name}/drain",
+    right: Right::ServeNodes,
+    summary: "Takes a node out of service: it gets the permit to go down, and hands the lead over.",
+    body: Some("Drain"),
+    problems: &[404, 408, 409, 412, 413, 415, 422, 507],
+    handler: handler!(cluster::drain),
+    ..REMOVE
+};
+
+pub(super) const RESUME: Route = Route {
+    method: Method::POST,
+    pattern: "/v1/cluster/nodes/{name}/resume",
+    right: Right::ServeNodes,
+    summary: "Puts a node back into service, and gives the permit back.",
+    problems: &[404, 412, 507],
+    handler: handler!(cluster::resume),
+    ..REMOVE
+};
+
+pub(super) const PERMITS: Route = Route {
+    pattern: "/v1/permits",
+    summary: "Who has the permit to go down.",
+    answers: &[(200, Some("Permits"))],
+    handler: handler!(cluster::permits),
+    ..CLUSTER
+};
+
+pub(super) const NEW_PERMIT: Route = Route {
+    method: Method::POST,
+    pattern: "/v1/permits",
+    right: Right::ServeNodes,
+    summary: "Asks for the permit to go down, for one node.",
+    body: Some("NewPermit"),
+    answers: &[(201, Some("Permit"))],
+    problems: &[404, 408, 409, 412, 413, 415, 422, 507],
+    handler: handler!(cluster::acquire),
+    ..CLUSTER
+};
+
+pub(super) const RELEASE_PERMIT: Route = Route {
+    method: Method::DELETE,
+    pattern: "/v1/permits/{name}",
+    right: Right::ServeNodes,
+    summary: "Gives the permit back.",
+    answers: &[(204, None)],
+    problems: &[404, 409, 412, 507],
+    handler: handler!(cluster::release),
+    ..CLUSTER
+};
+
 pub(super) const NEW_TOKEN: Route = Route {
     method: Method::POST,
     pattern: "/v1/cluster/join-tokens",

@@ -13,7 +13,7 @@ fn node_name() -> Value {
 }
 
 /// All of them, by name.
-pub(super) fn all() -> [(String, Value); 9] {
+pub(super) fn all() -> [(String, Value); 13] {
     [
         ("Cluster", cluster()),
         ("ClusterNodes", object(&["nodes"], &json!({ "nodes": list(&node()) }))),
@@ -24,6 +24,10 @@ pub(super) fn all() -> [(String, Value); 9] {
         ("JoinTokens", object(&["join_tokens"], &json!({ "join_tokens": list(&token(false)) }))),
         ("Joining", joining()),
         ("Joined", joined()),
+        ("Permit", permit()),
+        ("Permits", object(&["permit"], &json!({ "permit": { "anyOf": [permit(), { "type": "null" }] } }))),
+        ("NewPermit", new_permit(&["reason"], true)),
+        ("Drain", new_permit(&["reason"], false)),
     ]
     .map(|(name, schema)| (name.to_owned(), schema))
 }
@@ -124,4 +128,27 @@ fn joined() -> Value {
             "admission": { "type": "object" },
         }),
     )
+}
+
+fn permit() -> Value {
+    object(
+        &["name", "node", "reason", "by", "granted_ms", "expires_ms", "accepted_outage", "over"],
+        &json!({
+            "name": text(), "node": number(), "reason": text(), "by": text(), "granted_ms": number(),
+            "expires_ms": number(), "accepted_outage": yes_or_no(), "over": yes_or_no(),
+        }),
+    )
+}
+
+/// What is said to get the permit; `any`: for any node.
+fn new_permit(required: &[&str], any: bool) -> Value {
+    let mut properties = json!({
+        "reason": { "type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$" },
+        "expires_s": { "type": ["integer", "null"], "minimum": 60, "maximum": 86_400 },
+        "accept_outage": yes_or_no(),
+    });
+    if any {
+        properties["node"] = json!({ "type": ["string", "null"] });
+    }
+    strict(required, &properties)
 }

@@ -1,0 +1,153 @@
+//! Taking a node out of service by day: the permit to go down, draining, and a leader that stops.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::nodes::{Nodes, said, send};
+
+async fn acquire(nodes: &Nodes, through: usize, node: &str, accept: bool, status: u16) -> Value {
+    let body = json!({ "node": node, "reason": "a test", "accept_outage": accept });
+    let mut client = nodes.client(through).await;
+    send(&mut client, Method::POST, "/v1/permits", &body, status).await.json().unwrap()
+}
+
+/// So many voters, each of which knows that all are well: what they say of each other is up to a second old.
+async fn well(count: usize) -> Nodes {
+    let nodes = Nodes::new(count).await;
+    all_well(&nodes).await;
+    nodes
+}
+
+async fn all_well(nodes: &Nodes) {
+    for place in 0..nodes.all.len() {
+        let is_well = |node: &Value| node["live"] == true && node["errors"].as_array().is_some_and(Vec::is_empty);
+        let all = |cluster: &Value| cluster["nodes"].as_array().unwrap().iter().all(is_well);
+        nodes.until_at(place, "every node is well", all).await;
+    }
+}
+
+/// What the node at a place is called.
+fn name(place: usize) -> String {
+    format!("box-{:02}", place + 1)
+}
+
+/// Writes through some nodes until it is told to end; how many were answered, and what was refused.
+async fn load(clients: Vec<samovar_tests::Client>, over: Arc<AtomicBool>) -> (u64, Vec<String>) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for (number, mut client) in clients.into_iter().enumerate() {
+        let over = Arc::clone(&over);
+        tasks.spawn(async move {
+            let (mut done, mut refused) = (0, Vec::new());
+            while !over.load(Relaxed) {
+                match client.put(&format!("/v1/keys/load-{number}"), "v").await {
+                    Ok(answer) if answer.status < 300 => done += 1,
+                    Ok(answer) => refused.push(format!("{} {}", answer.status, answer.text())),
+                    Err(error) => {
+                        refused.push(format!("{error:#}"));
+                        break;
+                    }
+                }
+            }
+            (done, refused)
+        });
+    }
+    let mut all = (0, Vec::new());
+    while let Some(Ok((done, refused))) = tasks.join_next().await {
+        all.0 += done;
+        all.1.extend(refused);
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_leader_is_drained_and_stopped_while_clients_write_and_nothing_fails() {
+    let mut nodes = well(3).await;
+    let leader = nodes.leader().await;
+    let others: Vec<usize> = (0..3).filter(|place| *place != leader).collect();
+    let mut clients = Vec::new();
+    for place in [others[0], others[0], others[1], others[1]] {
+        clients.push(nodes.client(place).await);
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let writing = tokio::spawn(load(clients, Arc::clone(&over)));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    // Asked of another node, as Ansible does.
+    let words = ["node", "drain", &name(leader), "--reason", "new disk"];
+    let drained = nodes.all[others[0]].command(&words).unwrap().output().unwrap();
+    assert!(drained.status.success() && said(&drained).contains("ready to be stopped"), "{}", said(&drained));
+    let mut at_leader = nodes.client(leader).await;
+    let ready = at_leader.get("/ready").await.unwrap();
+    assert_eq!(ready.status, 503, "balancers are to leave it: {}", ready.text());
+    assert!(ready.text().contains("drained"), "{}", ready.text());
+    assert_ne!(nodes.leader().await, leader, "another leads");
+    let put = at_leader.put("/v1/keys/meanwhile", "v").await.unwrap();
+    assert_eq!(put.status, 201, "who asks it all the same is answered: {}", put.text());
+    let shown = nodes.all[others[1]].command(&["permit", "show"]).unwrap().output().unwrap();
+    assert!(said(&shown).contains(&format!("{} may go down until", name(leader))), "{}", said(&shown));
+
+    nodes.all[leader].stop().unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    nodes.all[leader].start().await.unwrap();
+    let resumed = nodes.all[leader].command(&["node", "resume", &name(leader)]).unwrap().output().unwrap();
+    assert!(resumed.status.success(), "{}", said(&resumed));
+    let shown = nodes.all[others[1]].command(&["permit", "show"]).unwrap().output().unwrap();
+    assert!(said(&shown).contains("no node has the permit"), "{}", said(&shown));
+    over.store(true, Relaxed);
+    let (done, refused) = writing.await.unwrap();
+    assert!(done > 0, "clients wrote");
+    assert!(refused.is_empty(), "{} of {done} writes through the others failed: {:?}", refused.len(), refused.first());
+}
+
+#[tokio::test]
+async fn one_node_at_a_time_may_go_down_and_only_while_the_others_are_well() {
+    let mut nodes = well(3).await;
+    acquire(&nodes, 0, &name(1), false, 201).await;
+    acquire(&nodes, 2, &name(1), false, 201).await;
+    let refused = acquire(&nodes, 0, &name(2), false, 409).await;
+    assert_eq!(refused["type"], "urn:samovar:problem:permit-held", "{refused}");
+    let path = format!("/v1/permits/{}", name(2));
+    send(&mut nodes.client(0).await, Method::DELETE, &path, &Value::Null, 409).await;
+    let path = format!("/v1/permits/{}", name(1));
+    send(&mut nodes.client(0).await, Method::DELETE, &path, &Value::Null, 204).await;
+    send(&mut nodes.client(0).await, Method::DELETE, &path, &Value::Null, 404).await;
+
+    nodes.all[2].kill().unwrap();
+    nodes.until("the dead node is seen", |cluster| cluster["live_voters"] == 2).await;
+    let refused = acquire(&nodes, 0, &name(1), true, 409).await;
+    assert_eq!(refused["type"], "urn:samovar:problem:peer-ill", "{refused}");
+    assert!(refused["detail"].as_str().unwrap().contains("box-03 is not heard of"), "{refused}");
+    let granted = acquire(&nodes, 0, &name(2), false, 201).await;
+    assert_eq!(granted["name"], "box-03", "the one that is down is cured first: {granted}");
+    let entry = nodes.command(&["history", "~permits/down"]);
+    assert!(!entry.status.success(), "reserved keys are no keys of clients: {}", said(&entry));
+    nodes.all[2].start().await.unwrap();
+    all_well(&nodes).await;
+    send(&mut nodes.client(2).await, Method::POST, "/v1/cluster/nodes/box-03/resume", &Value::Null, 200).await;
+    acquire(&nodes, 0, &name(1), false, 201).await;
+}
+
+#[tokio::test]
+async fn of_two_voters_one_goes_down_only_if_an_outage_is_accepted() {
+    let nodes = well(2).await;
+    let refused = acquire(&nodes, 0, &name(1), false, 409).await;
+    assert_eq!(refused["type"], "urn:samovar:problem:quorum-at-risk", "{refused}");
+    assert!(refused["detail"].as_str().unwrap().contains("--accept-outage"), "{refused}");
+    let granted = acquire(&nodes, 0, &name(1), true, 201).await;
+    assert_eq!(granted["accepted_outage"], true, "{granted}");
+}
+
+#[tokio::test]
+async fn a_node_alone_needs_nobodys_permit_but_may_have_it() {
+    let nodes = Nodes::one().await;
+    let granted = nodes.command(&["permit", "acquire", "--reason", "new disk", "--expires", "2m"]);
+    assert!(granted.status.success() && said(&granted).contains("box-01 may go down until"), "{}", said(&granted));
+    let unknown = nodes.command(&["permit", "acquire", "--node", "box-09", "--reason", "new disk"]);
+    assert!(!unknown.status.success() && said(&unknown).contains("no node of the cluster"), "{}", said(&unknown));
+    let short = nodes.command(&["permit", "acquire", "--reason", "new disk", "--expires", "1s"]);
+    assert!(!short.status.success() && said(&short).contains("expires_s"), "{}", said(&short));
+}
