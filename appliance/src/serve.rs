@@ -148,7 +148,7 @@ async fn listen(
     let address = listener.local_addr().context("asking for the listening address")?;
     let handler = app.handler();
     let server = Server { listener, local, tls, limits, handler, metrics: metrics.clone() };
-    let serving = tokio::spawn(server.run(stop_seen));
+    let serving = rt::spawn(server.run(stop_seen));
     write_url(&config.data, address)?;
     renew_vkey(&config.data, &node.log_info().vkey)?;
     // Once systemd knows that we are ready it may send signals, so they are watched before.
@@ -158,13 +158,13 @@ async fn listen(
     tracing::info!(%address, "serving");
     ready(address);
     let mut attendants = JoinSet::new();
-    attendants.spawn(settings.follow(reloads, node.clone()));
-    attendants.spawn(Responder::new(acme, &certificates.site, address.port())?.run());
-    attendants.spawn(certificates.follow());
-    attendants.spawn(api::tell_peers(app));
-    attendants.spawn(sealing::record(node.clone(), secrets));
-    attendants.spawn(crate::update::follow(node.clone(), config.updates.clone()));
-    attendants.spawn(heartbeat::run(node));
+    attendants.spawn(rt::boxed(settings.follow(reloads, node.clone())));
+    attendants.spawn(rt::boxed(Responder::new(acme, &certificates.site, address.port())?.run()));
+    attendants.spawn(rt::boxed(certificates.follow()));
+    attendants.spawn(rt::boxed(api::tell_peers(app)));
+    attendants.spawn(rt::boxed(sealing::record(node.clone(), secrets)));
+    attendants.spawn(rt::boxed(crate::update::follow(node.clone(), config.updates.clone())));
+    attendants.spawn(rt::boxed(heartbeat::run(node)));
 
     let failed = tokio::select! {
         () = async { if !stopped_already { stop.await } } => None,

@@ -19,7 +19,7 @@ use crate::ledger::Ledger;
 use crate::log_key::KeyRing;
 use crate::planted::{Bug, planted};
 use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, batcher};
-use crate::rt;
+use crate::rt::{self, Doing};
 use crate::seal::Seal;
 use crate::store::Shelf;
 use crate::tiles::TILE_WIDTH;
@@ -143,8 +143,8 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::Corrupt`] names what is damaged and what to do; nothing is changed then.
-    pub async fn start(disk: Arc<dyn Disk>, config: Config) -> Result<Self, Error> {
-        Self::start_with(disk, config, Arc::new(Alone)).await
+    pub fn start(disk: Arc<dyn Disk>, config: Config) -> Doing<'static, Result<Self, Error>> {
+        Self::start_with(disk, config, Arc::new(Alone))
     }
 
     /// [`Node::start`] with a way to reach peers. A node that has some serves before it knows of a leader: until then
@@ -152,10 +152,16 @@ impl Node {
     ///
     /// # Errors
     /// As [`Node::start`].
-    pub async fn start_with(disk: Arc<dyn Disk>, config: Config, transport: Arc<dyn Transport>) -> Result<Self, Error> {
-        let (identity, keys) = Identity::load(config.place(disk.as_ref()))?;
-        let shelf = Shelf::Sled { directory: config.data.join("store"), cache_bytes: config.cache_bytes };
-        Self::start_on(Ground { disk, config, shelf, transport }, identity, keys).await
+    pub fn start_with(
+        disk: Arc<dyn Disk>,
+        config: Config,
+        transport: Arc<dyn Transport>,
+    ) -> Doing<'static, Result<Self, Error>> {
+        Box::pin(async move {
+            let (identity, keys) = Identity::load(config.place(disk.as_ref()))?;
+            let shelf = Shelf::Sled { directory: config.data.join("store"), cache_bytes: config.cache_bytes };
+            Self::start_on(Ground { disk, config, shelf, transport }, identity, keys).await
+        })
     }
 
     /// [`Node::start_with`] over any rows.
@@ -208,22 +214,24 @@ impl Node {
 
     /// Hands the lead over, if this node has it and there are peers, answers what is in flight, makes everything durable,
     /// stops.
-    pub async fn stop(&self) {
-        let inner = &self.inner;
-        if let Err(error) = self.drain().await {
-            tracing::warn!(%error, "the node stops as the leader: the others will elect another");
-        }
-        inner.stopping.send_replace(true);
-        let tasks = std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        for task in tasks {
-            // A task that panicked has said so already.
-            let _ = task.await;
-        }
-        if let Err(error) = inner.make_durable(true, false).await {
-            tracing::error!(%error, "the store was not made durable; the raft log brings it again at the next start");
-        }
-        inner.consensus.stop().await;
-        let_go(&inner.ledger, LEDGER_OWNERS).await;
+    pub fn stop<'a>(&'a self) -> Doing<'a, ()> {
+        Box::pin(async move {
+            let inner = &self.inner;
+            if let Err(error) = self.drain().await {
+                tracing::warn!(%error, "the node stops as the leader: the others will elect another");
+            }
+            inner.stopping.send_replace(true);
+            let tasks = std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+            for task in tasks {
+                // A task that panicked has said so already.
+                let _ = task.await;
+            }
+            if let Err(error) = inner.make_durable(true, false).await {
+                tracing::error!(%error, "the store was not made durable; the raft log brings it again at the next start");
+            }
+            inner.consensus.stop().await;
+            let_go(&inner.ledger, LEDGER_OWNERS).await;
+        })
     }
 
     /// Resolves when a part of the node has failed for good, with the reason.
@@ -332,14 +340,16 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::NotFound`] beyond the log; [`Error::Unavailable`] when no checkpoint covers the entry yet.
-    pub async fn receipt(&self, index: u64, wait: bool) -> Result<String, Error> {
-        if wait && index >= self.inner.ledger.newest().size {
-            // Another node may have acknowledged the entry already.
-            self.barrier().await?;
-        }
-        let record = self.record(index).await?;
-        let published = self.inner.notary.covering(cosign::needs(&record), wait).await?;
-        self.aside(move |inner| inner.notary.receipt(record, &published)).await
+    pub fn receipt<'a>(&'a self, index: u64, wait: bool) -> Doing<'a, Result<String, Error>> {
+        Box::pin(async move {
+            if wait && index >= self.inner.ledger.newest().size {
+                // Another node may have acknowledged the entry already.
+                self.barrier().await?;
+            }
+            let record = self.record(index).await?;
+            let published = self.inner.notary.covering(cosign::needs(&record), wait).await?;
+            self.aside(move |inner| inner.notary.receipt(record, &published)).await
+        })
     }
 
     /// Latest-or-absent proof of a key as of the newest checkpoint, a C2SP tlog-proof. A node that does not lead, and has
@@ -347,9 +357,11 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::Unavailable`] when there is no checkpoint yet, or no leader to ask.
-    pub async fn proof(&self, key: &Key) -> Result<String, Error> {
-        self.inner.notary.soundness().check()?;
-        self.inner.proof(key.clone()).await
+    pub fn proof<'a>(&'a self, key: &'a Key) -> Doing<'a, Result<String, Error>> {
+        Box::pin(async move {
+            self.inner.notary.soundness().check()?;
+            self.inner.proof(key.clone()).await
+        })
     }
 
     /// Blocks above `after`, in order.

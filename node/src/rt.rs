@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,6 +16,10 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 pub mod sim;
+
+/// What a call of the node does. Boxed by the node, because the code of an async function is compiled by whichever crate polls
+/// it: another crate would bring all of Raft into the binary once more.
+pub type Doing<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What a simulation replaces.
 pub struct World {
@@ -110,7 +115,12 @@ where
     if let Some(machine) = sim::current() {
         return machine.spawn(future);
     }
-    tokio::spawn(future)
+    tokio::spawn(boxed(future))
+}
+
+/// Boxes what is to be spawned: tokio's part of a task is then in the binary once for each output, and not for each task.
+pub fn boxed<T>(future: impl Future<Output = T> + Send + 'static) -> Doing<'static, T> {
+    Box::pin(future)
 }
 
 /// Sleeps.
@@ -145,6 +155,8 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
+    // As in [`boxed`].
+    let work: Box<dyn FnOnce() -> T + Send> = Box::new(work);
     if is_simulated() { spawn(async move { work() }).await } else { tokio::task::spawn_blocking(work).await }
 }
 

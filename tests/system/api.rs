@@ -348,6 +348,11 @@ async fn every_route_that_the_description_names_answers_as_described() {
             ("{name}", "box-01"),
         ];
         let path = path.iter().fold(pattern.clone(), |path, (name, value)| path.replace(name, value));
+        if pattern == "/v1/updates" {
+            // Only the appliance has them: updates.rs.
+            ledger.get(&path, 404).await;
+            continue;
+        }
         let answer = ledger.get(&path, 200).await;
         let content = &methods["get"]["responses"]["200"]["content"];
         let (described, of) = content.as_object().unwrap().iter().next().unwrap();

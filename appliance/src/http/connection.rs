@@ -1,5 +1,6 @@
 //! One connection: handshake, protocol by ALPN, requests, leaving.
 
+use samovar_node::rt;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::pin;
@@ -32,7 +33,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 pub(super) fn admit(shared: &Arc<Shared>, socket: TcpStream, peer: IpAddr) {
     let Some(place) = Registry::place(shared, peer) else { return };
     let id = place.id();
-    let task = tokio::spawn(run(shared.clone(), place, socket, peer));
+    let task = rt::spawn(run(shared.clone(), place, socket, peer));
     shared.registry.runs(id, task.abort_handle());
 }
 

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::note::VerifierKey;
 use crate::raft::Desk;
+use crate::rt::Doing;
 use crate::view::Member;
 
 impl Node {
@@ -54,10 +55,12 @@ impl Node {
 
     /// Answers a message that the transport brought from a peer. Whoever calls has checked that the sender is the member
     /// `from` of the cluster.
-    pub async fn answer(&self, from: u64, message: Bytes) -> Bytes {
-        let inner = &self.inner;
-        let desk = Desk { from, writes: inner.writes.clone(), reads: inner.reads.clone(), room: self.room() };
-        inner.consensus.answer(&message, &desk, |question| inner.answer_round(from, question)).await
+    pub fn answer<'a>(&'a self, from: u64, message: Bytes) -> Doing<'a, Bytes> {
+        Box::pin(async move {
+            let inner = &self.inner;
+            let desk = Desk { from, writes: inner.writes.clone(), reads: inner.reads.clone(), room: self.room() };
+            inner.consensus.answer(&message, &desk, |question| inner.answer_round(from, question)).await
+        })
     }
 
     /// The members of the cluster as this node knows them, by id.
@@ -74,9 +77,11 @@ impl Node {
     /// [`Error::NotLeader`]; [`Error::Invalid`] when the id is a member's at another address or with another cosigning
     /// key, or when name or key of the cosigner are another member's; [`Error::Unavailable`] while another change is not
     /// committed; [`Error::Unknown`].
-    pub async fn add_learner(&self, node: u64, address: &str, cosigner: &str) -> Result<(), Error> {
-        self.enrol(node, cosigner).await?;
-        self.inner.consensus.add_learner(node, address).await
+    pub fn add_learner<'a>(&'a self, node: u64, address: &'a str, cosigner: &'a str) -> Doing<'a, Result<(), Error>> {
+        Box::pin(async move {
+            self.enrol(node, cosigner).await?;
+            self.inner.consensus.add_learner(node, address).await
+        })
     }
 
     /// Has the ledger name the cosigning key of a member.
@@ -113,16 +118,16 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is no member; else as [`Node::add_learner`].
-    pub async fn set_address(&self, node: u64, address: &str) -> Result<(), Error> {
-        self.inner.consensus.set_address(node, address).await
+    pub fn set_address<'a>(&'a self, node: u64, address: &'a str) -> Doing<'a, Result<(), Error>> {
+        Box::pin(async move { self.inner.consensus.set_address(node, address).await })
     }
 
     /// Makes a learner a voter, once it lags little.
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is no member, [`Error::Unavailable`] while it lags; else as [`Node::add_learner`].
-    pub async fn promote(&self, node: u64) -> Result<(), Error> {
-        self.inner.consensus.promote(node).await
+    pub fn promote<'a>(&'a self, node: u64) -> Doing<'a, Result<(), Error>> {
+        Box::pin(async move { self.inner.consensus.promote(node).await })
     }
 
     /// Takes a member out of the cluster, voter or learner. The policy lets go of its cosigning key first, by a checkpoint that
@@ -131,13 +136,15 @@ impl Node {
     /// # Errors
     /// [`Error::NotFound`] when it is no member, [`Error::Invalid`] when it is the only voter, [`Error::Unavailable`] when
     /// no such checkpoint is made in time; else as [`Node::add_learner`].
-    pub async fn remove(&self, node: u64) -> Result<(), Error> {
-        let members = self.members();
-        let goes = members.iter().any(|member| member.node == node);
-        if goes && members.iter().any(|member| member.voter && member.node != node) {
-            self.inner.let_cosigner_go(node).await?;
-        }
-        self.inner.consensus.remove(node).await
+    pub fn remove<'a>(&'a self, node: u64) -> Doing<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let members = self.members();
+            let goes = members.iter().any(|member| member.node == node);
+            if goes && members.iter().any(|member| member.voter && member.node != node) {
+                self.inner.let_cosigner_go(node).await?;
+            }
+            self.inner.consensus.remove(node).await
+        })
     }
 
     /// Hands the lead to another voter: `to`, or whichever is best off; says to which. Writes wait meanwhile, reads go on.
@@ -145,8 +152,8 @@ impl Node {
     /// # Errors
     /// [`Error::NotLeader`]; [`Error::NotFound`] when `to` is no other voter; [`Error::Unavailable`] when nobody can take
     /// over now: this node then goes on, or an election is held as after a crash.
-    pub async fn hand_over(&self, to: Option<u64>) -> Result<u64, Error> {
-        self.inner.consensus.hand_over(&self.inner.proposer, to).await
+    pub fn hand_over<'a>(&'a self, to: Option<u64>) -> Doing<'a, Result<u64, Error>> {
+        Box::pin(async move { self.inner.consensus.hand_over(&self.inner.proposer, to).await })
     }
 
     /// Prepares for a stop of this node: it hands the lead over if it has it, and does not lead again as long as another
@@ -154,16 +161,18 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::Unavailable`] when this node leads and nobody can take over now. It is draining all the same.
-    pub async fn drain(&self) -> Result<(), Error> {
-        self.inner.consensus.draining().set(true);
-        if !self.inner.consensus.leads_others() {
-            return Ok(());
-        }
-        match self.hand_over(None).await {
-            // Another leads meanwhile.
-            Ok(_) | Err(Error::NotLeader { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+    pub fn drain<'a>(&'a self) -> Doing<'a, Result<(), Error>> {
+        Box::pin(async move {
+            self.inner.consensus.draining().set(true);
+            if !self.inner.consensus.leads_others() {
+                return Ok(());
+            }
+            match self.hand_over(None).await {
+                // Another leads meanwhile.
+                Ok(_) | Err(Error::NotLeader { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
     }
 
     /// Ends what [`Node::drain`] began.

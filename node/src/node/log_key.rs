@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::identity::SEED_BYTES;
 use crate::log_key::NewKeys;
 use crate::raft::{Question, Reply, Secret};
+use crate::rt::Doing;
 use crate::view::LogInfo;
 use crate::{cosigners, log_key, rt};
 
@@ -42,10 +43,12 @@ impl Node {
     /// As [`Node::write`]; [`Error::NotLeader`]; [`Error::Unavailable`] while the rotation before is not handed over, when no
     /// majority of the voters takes the new key, or when no checkpoint is made in time: then the entry is there, and the next
     /// checkpoint ends the rotation.
-    pub async fn rotate_log_key(&self, author: &str) -> Result<(Committed, LogInfo), Error> {
-        let (node, author) = (self.clone(), author.to_owned());
-        let rotation = rt::spawn(async move { node.rotate(&author).await });
-        rotation.await.unwrap_or(Err(Error::Unknown))
+    pub fn rotate_log_key<'a>(&'a self, author: &'a str) -> Doing<'a, Result<(Committed, LogInfo), Error>> {
+        Box::pin(async move {
+            let (node, author) = (self.clone(), author.to_owned());
+            let rotation = rt::spawn(async move { node.rotate(&author).await });
+            rotation.await.unwrap_or(Err(Error::Unknown))
+        })
     }
 
     async fn rotate(&self, author: &str) -> Result<(Committed, LogInfo), Error> {

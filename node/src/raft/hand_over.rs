@@ -205,6 +205,7 @@ impl Consensus {
                 .map_err(|_| Error::Unavailable("a block in flight was not finished in time".into()))?,
         };
         self.wait_for_heir(heir, 0, LEVEL_WAIT).await?;
+        self.wait_for_answers().await?;
         let last = lead(&self.core)?.last;
         let asked = self.core.link().ask(heir, &Request::TakeOver { leader: vote, last }, ANSWER_WAIT).await;
         match asked {
@@ -236,6 +237,25 @@ impl Consensus {
             }
             if rt::instant() > deadline {
                 return Err(Error::Unavailable(format!("node {} lacks {lacks} entries of the raft log", heir.node)));
+            }
+            rt::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until all of the raft log is applied here: what is in flight is answered by the node that proposed it.
+    async fn wait_for_answers(&self) -> Result<(), Error> {
+        let deadline = rt::instant() + LEVEL_WAIT;
+        loop {
+            let applied = {
+                let metrics = self.core.raft()?.metrics();
+                let m = metrics.borrow();
+                m.last_applied.map(|id| id.index) == m.last_log_index
+            };
+            if applied {
+                return Ok(());
+            }
+            if rt::instant() > deadline {
+                return Err(Error::Unavailable("the end of the raft log was not applied in time".into()));
             }
             rt::sleep(POLL).await;
         }

@@ -305,7 +305,12 @@ pub(super) fn run(seed: u64, nodes: u64, changes: bool) -> Result<Report, (Strin
     simulate(seed, async {
         let world = World::with_spares(seed, nodes, if changes { 6 } else { 0 });
         world.network().trace();
-        world.found_cluster().await;
+        if let Err(violation) = world.try_to_found().await {
+            for id in world.ids() {
+                world.crash(id);
+            }
+            return Err((violation, world.network().take_trace()));
+        }
         world.network().set_weather(usual());
         world.ids().into_iter().for_each(|id| world.set_fsync_us(id, FSYNC_US));
         let until = rt::instant() + CHAOS;

@@ -283,6 +283,11 @@ impl World {
 
     /// The whole cluster: the first node begins it, the others join it and become voters.
     pub(super) async fn found_cluster(&self) {
+        self.try_to_found().await.unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// The same; what does not come about is an error.
+    pub(super) async fn try_to_found(&self) -> Result<(), String> {
         self.found();
         assert!(self.start(1).await, "the first node starts");
         self.on(1, |node| async move { node.set_address(1, "node1:8444").await }).await.unwrap().unwrap();
@@ -290,20 +295,20 @@ impl World {
             self.join(id).await;
             self.grow(id).await;
         }
-        self.wait_for_cosigners().await;
+        self.wait_for_cosigners().await
     }
 
     /// Waits until the policy names all nodes.
-    async fn wait_for_cosigners(&self) {
+    async fn wait_for_cosigners(&self) -> Result<(), String> {
         let ids = self.ids();
         for _ in 0..2000 {
             let named = |id: &u64| self.node(*id).map_or(0, |(_, node)| node.log_info().cosigners.len());
             if ids.iter().all(|id| named(id) == ids.len()) {
-                return;
+                return Ok(());
             }
             sleep_true(Duration::from_millis(5)).await;
         }
-        panic!("the policy does not come to name all of {ids:?} within 10 s");
+        Err(format!("the policy does not come to name all of {ids:?} within 10 s"))
     }
 
     /// Makes the files of a node that joins, and starts it.
