@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hyper::http::request::Parts;
 use hyper::{Method, Response};
 use samovar_node::command::Committed;
-use samovar_node::{Key, Node, Outcome, Write};
+use samovar_node::{Key, Node, Outcome, Write, rt};
 
 use crate::auth::{Auth, Principal, Right};
 use crate::config::{Config, Network};
@@ -166,7 +166,7 @@ impl App {
         stop: tokio::sync::watch::Receiver<bool>,
     ) -> Arc<Self> {
         let clients = certificates.clients.clone();
-        tokio::spawn(Auth::follow_certificates(node.clone(), clients.clone()));
+        rt::spawn(Auth::follow_certificates(node.clone(), clients.clone()));
         Arc::new(Self {
             auth: Auth::new(node.clone(), secrets, clients, &metrics),
             node,

@@ -131,7 +131,7 @@ pub(crate) fn change(directives: Directives, after: Duration, until_ms: u64, by:
     state.changes += 1;
     state.change = Some(Change { directives: directives.text, until_ms, by: by.to_owned() });
     let this = state.changes;
-    tokio::spawn(async move {
+    samovar_node::rt::spawn(async move {
         tokio::time::sleep(after).await;
         end(Some(this));
     });

@@ -143,7 +143,7 @@ fn addresses() -> Vec<(String, IpAddr)> {
         data.ip_networks().iter().map(|network| (name.clone(), network.addr)).collect()
     };
     let mut all: Vec<_> = networks.iter().flat_map(of).filter(|(_, address)| reachable(*address)).collect();
-    all.sort();
+    all.sort_unstable();
     all
 }
 

@@ -12,7 +12,7 @@ use hyper::header::{
 };
 use hyper::{Method, Response, StatusCode};
 use samovar_node::view::{Consistency, Found};
-use samovar_node::{Blob, Cid, Error, Key};
+use samovar_node::{Blob, Cid, Error, Key, rt};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -188,7 +188,7 @@ fn payload(blob: &Blob, range: &Range<u64>, first: Bytes, headless: bool) -> Pay
     let length = range.end - range.start;
     let (sender, pieces) = mpsc::channel(PIECES_WAITING);
     if !headless && length > 0 {
-        tokio::spawn(send(blob.clone(), range.clone(), first, sender));
+        rt::spawn(send(blob.clone(), range.clone(), first, sender));
     }
     Payload::Pieces { length, pieces }
 }

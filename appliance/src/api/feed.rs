@@ -4,6 +4,7 @@
 //! log, and its data lists every change within the prefix. A client that reconnects with `Last-Event-ID` therefore gets
 //! every transaction once, wherever the connection broke.
 
+use samovar_node::rt;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +40,7 @@ pub(crate) async fn watch(call: Call) -> Handled {
     let place = Place::take(&call.app)?;
     let (sender, receiver) = mpsc::channel(EVENTS_WAITING_MAX);
     let feed = Feed { call, prefix, head, next, sender, _place: place };
-    tokio::spawn(feed.run());
+    rt::spawn(feed.run());
     let media_type = HeaderValue::from_static("text/event-stream");
     let mut response = render::content(StatusCode::OK, media_type, Bytes::new());
     *response.body_mut() = Payload::Stream(receiver);

@@ -126,7 +126,7 @@ pub(super) fn check(tls: &TlsSection, acme: &AcmeSection) -> Result<SiteSource, 
         return Err(format!("acme.names has {} names, at most {NAMES_MAX} can be", acme.names.len()));
     }
     let mut names: Vec<String> = acme.names.iter().map(ToString::to_string).collect();
-    names.sort();
+    names.sort_unstable();
     names.dedup();
     match tls.source {
         Source::Local => Ok(SiteSource::Local),

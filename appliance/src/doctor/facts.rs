@@ -237,7 +237,7 @@ fn list(data: &Path) -> Fact<Vec<File>> {
     let mut found = Vec::new();
     descend(data, PathBuf::new(), 0, &mut found)
         .map_err(|e| Unseen { why: format!("{} cannot be looked into: {e}", data.display()), next: AS_ROOT.into() })?;
-    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
 

@@ -195,7 +195,7 @@ fn journald_storage(root: &Path) -> Option<String> {
         .flat_map(|entries| entries.filter_map(|e| Some(e.ok()?.path())))
         .filter(|path| path.extension().is_some_and(|e| e == "conf"))
         .collect();
-    drop_ins.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
+    drop_ins.sort_unstable_by_key(|path| path.file_name().map(ToOwned::to_owned));
     files.extend(drop_ins);
     let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
     texts

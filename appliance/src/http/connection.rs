@@ -51,7 +51,7 @@ pub(super) fn admit_local(shared: &Arc<Shared>, socket: UnixStream) {
     let (id, peer) = (place.id(), Peer { address, proved: Proved::User(user) });
     let task = {
         let shared = shared.clone();
-        tokio::spawn(async move {
+        rt::spawn(async move {
             if let Err(error) = http1_connection(&shared, &place, socket, peer).await {
                 tracing::debug!(%error, "connection on the Unix socket ended");
             }

@@ -46,10 +46,10 @@ pub(super) async fn serve(peers: Peers, node: Node, listener: std::net::TcpListe
         match listener.accept().await {
             Ok((socket, _)) => {
                 let (peers, node) = (peers.clone(), node.clone());
-                connections.spawn(async move {
+                connections.spawn(rt::boxed(async move {
                     let _place = place;
                     connection(peers, node, socket).await;
-                });
+                }));
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection of a peer failed");

@@ -129,7 +129,7 @@ impl DataDirectory {
                 found.push(path);
             }
         }
-        found.sort();
+        found.sort_unstable();
         Ok(found)
     }
 

@@ -120,9 +120,9 @@ impl Subject {
                 Err(_) => names.push(text.to_lowercase()),
             }
         }
-        names.sort();
+        names.sort_unstable();
         names.dedup();
-        addresses.sort();
+        addresses.sort_unstable();
         addresses.dedup();
         Self { names, addresses, node: None }
     }

@@ -156,7 +156,7 @@ fn lead(core: &Core) -> Result<Lead, Error> {
         last_index.saturating_sub(has.unwrap_or(0))
     };
     let mut heirs: Vec<_> = view.peers.iter().map(|peer| (peer.clone(), lag(peer.node))).collect();
-    heirs.sort_by_key(|(peer, lag)| (*lag, peer.node));
+    heirs.sort_unstable_by_key(|(peer, lag)| (*lag, peer.node));
     let last = core.log().last_log_id().as_ref().map(log::entry_id);
     Ok(Lead { vote: message::vote_of(&m.vote), view, heirs, last })
 }

@@ -168,7 +168,7 @@ pub(super) async fn all(app: &App) -> Result<Vec<Shown>, Problem> {
         own.disk_bytes = disk_bytes(&app.data);
         own.errors = super::super::node::errors(app, &status);
     }
-    nodes.sort_by_key(|shown| shown.node);
+    nodes.sort_unstable_by_key(|shown| shown.node);
     let highest = nodes.iter().filter_map(|shown| shown.height).max();
     for shown in &mut nodes {
         shown.trails = highest.zip(shown.height).map(|(highest, height)| highest - height);

@@ -8,6 +8,7 @@
 //! | `GET` or `HEAD` under a name that is served | to the API over https (308) |
 //! | anything else | 404, or an alert |
 
+use samovar_node::rt;
 use std::convert::Infallible;
 use std::net::{IpAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,7 +83,7 @@ impl Responder {
     pub(crate) async fn run(self) {
         let mut accepting = JoinSet::new();
         for listener in self.listeners {
-            accepting.spawn(accept(listener, self.shared.clone()));
+            accepting.spawn(rt::boxed(accept(listener, self.shared.clone())));
         }
         while accepting.join_next().await.is_some() {}
     }
@@ -95,10 +96,10 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => match accepted {
                 Ok((socket, peer)) => {
                     if let Some(place) = Place::take(&shared, peer.ip()) {
-                        connections.spawn(async move {
+                        connections.spawn(rt::boxed(async move {
                             // One that is late is closed, and nothing else is to be done about it.
                             let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection(socket, &place.0)).await;
-                        });
+                        }));
                     }
                 }
                 Err(error) => {

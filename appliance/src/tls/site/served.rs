@@ -72,7 +72,7 @@ impl Served {
     pub(super) fn is_for_all(&self, names: &[String]) -> bool {
         let sorted = |names: &[String]| {
             let mut names: Vec<String> = names.iter().map(|name| name.to_lowercase()).collect();
-            names.sort();
+            names.sort_unstable();
             names.dedup();
             names
         };
