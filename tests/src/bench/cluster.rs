@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use hyper::Method;
 use tokio::task::JoinSet;
 
+use super::compare::{KEYS, fill};
 use super::etcd::Etcd;
 use super::load::{self, Ask, Endpoint, Keys, Load, Values, count};
 use super::process::{Cpu, Frozen, memory_mib};
@@ -21,8 +22,6 @@ use super::{Settings, samovar};
 use crate::{Daemon, free_port};
 
 const NODES: usize = 3;
-/// Keys of the comparison; each has a value before anything is measured.
-const KEYS: u64 = 10_000;
 /// After three servers are woken they may elect a leader first.
 const WAKING: Duration = Duration::from_secs(2);
 /// After the start, before memory is looked at.
@@ -181,9 +180,7 @@ async fn compare(
     report: &mut Report,
 ) -> Result<()> {
     for (side, ask) in [(samovar, Ask::Put), (etcd, Ask::EtcdPut)] {
-        let load = Load { ask, connections: 64, keys: Keys::Once(KEYS), duration: Duration::from_secs(60), seed: 0 };
-        let filled = load::run(&side.endpoints, load, values).await.context("filling the key set")?;
-        ensure!(filled.done == KEYS, "only {} of {KEYS} keys were filled in a minute", filled.done);
+        fill(&side.endpoints, ask, values).await?;
     }
     let mut table = Table::new(&[
         "what",

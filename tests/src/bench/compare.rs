@@ -17,7 +17,7 @@ use super::{Settings, samovar};
 use crate::Daemon;
 
 /// Keys of the comparison; each has a value before anything is measured.
-const KEYS: u64 = 10_000;
+pub(super) const KEYS: u64 = 10_000;
 /// After a server is woken, before it is measured.
 const WAKING: Duration = Duration::from_millis(200);
 
@@ -62,8 +62,8 @@ struct Measured {
 pub(super) async fn run(settings: &Settings, values: &Arc<Values>, report: &mut Report) -> Result<()> {
     let mut daemon = Daemon::create(&settings.directory.join("compared"), samovar::settings()).await?;
     let etcd = Etcd::start(&settings.directory.join("etcd")).await?;
-    fill(&samovar::endpoint(&daemon)?, Ask::Put, values).await?;
-    fill(&etcd.endpoint()?, Ask::EtcdPut, values).await?;
+    fill(&[samovar::endpoint(&daemon)?], Ask::Put, values).await?;
+    fill(&[etcd.endpoint()?], Ask::EtcdPut, values).await?;
     let mut all = Vec::new();
     for case in CASES {
         let measured = measure(settings, values, case, &daemon, &etcd).await?;
@@ -81,9 +81,9 @@ pub(super) async fn run(settings: &Settings, values: &Arc<Values>, report: &mut 
 }
 
 /// Gives every key a value.
-async fn fill(endpoint: &Endpoint, ask: Ask, values: &Arc<Values>) -> Result<()> {
+pub(super) async fn fill(endpoints: &[Endpoint], ask: Ask, values: &Arc<Values>) -> Result<()> {
     let load = Load { ask, connections: 64, keys: Keys::Once(KEYS), duration: Duration::from_secs(60), seed: 0 };
-    let filled = load::run(std::slice::from_ref(endpoint), load, values).await.context("filling the key set")?;
+    let filled = load::run(endpoints, load, values).await.context("filling the key set")?;
     ensure!(filled.done == KEYS, "only {} of {KEYS} keys were filled in a minute", filled.done);
     Ok(())
 }

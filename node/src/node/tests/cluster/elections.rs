@@ -3,21 +3,11 @@
 use std::sync::Mutex;
 
 use super::super::*;
-use super::world::World;
+use super::world::{World, put};
 use crate::planted::{Bug, plant};
 use crate::rt::sim::{sleep_true, spawn_outside};
 use crate::transport::sim::Weather;
 use crate::view::Record;
-
-fn put(name: &str) -> Write {
-    let operation = Operation::Put {
-        key: Key::client(name).unwrap(),
-        value: Bytes::from(name.to_owned()),
-        media_type: "a/b".into(),
-        blob: false,
-    };
-    Write { author: "client".into(), requirements: Vec::new(), operations: vec![operation], idempotency: None }
-}
 
 /// Runs a world of three that has come together.
 fn cluster<F: Future>(seed: u64, life: impl FnOnce(World) -> F) -> F::Output {

@@ -3,19 +3,9 @@
 use std::sync::Mutex;
 
 use super::super::*;
-use super::world::World;
+use super::world::{World, put};
 use crate::planted::{Bug, plant, planted};
 use crate::rt::sim::{sleep_true, spawn_outside};
-
-fn put(name: &str) -> Write {
-    let operation = Operation::Put {
-        key: Key::client(name).unwrap(),
-        value: Bytes::from(name.to_owned()),
-        media_type: "a/b".into(),
-        blob: false,
-    };
-    Write { author: "client".into(), requirements: Vec::new(), operations: vec![operation], idempotency: None }
-}
 
 /// What clients saw: how long each call took, in milliseconds, and what failed.
 #[derive(Default)]

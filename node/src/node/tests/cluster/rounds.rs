@@ -1,7 +1,7 @@
 //! Rounds of cosignatures: what a client gets of them, and what becomes of a head that does not hold.
 
 use super::super::*;
-use super::world::World;
+use super::world::{World, put};
 use crate::checkpoint::Checkpoint;
 use crate::ledger::key_hash;
 use crate::note::{Note, VerifierKey, assemble};
@@ -10,16 +10,6 @@ use crate::proof::{Contents, Followed, Verifier};
 use crate::raft::{Question, Reply, rounds};
 use crate::rt::sim::sleep_true;
 use crate::view::Divergence;
-
-fn put(name: &str) -> Write {
-    let operation = Operation::Put {
-        key: Key::client(name).unwrap(),
-        value: Bytes::from(name.to_owned()),
-        media_type: "a/b".into(),
-        blob: false,
-    };
-    Write { author: "client".into(), requirements: Vec::new(), operations: vec![operation], idempotency: None }
-}
 
 async fn write_at(world: &World, id: u64, name: &str) -> Committed {
     let write = put(name);

@@ -1,19 +1,9 @@
 //! Members that cannot be trusted any more: put back from an older copy of their disk, or running twice.
 
 use super::super::*;
-use super::world::World;
+use super::world::{World, put};
 use crate::planted::{Bug, plant};
 use crate::rt::sim::sleep_true;
-
-fn put(name: &str) -> Write {
-    let operation = Operation::Put {
-        key: Key::client(name).unwrap(),
-        value: Bytes::from(name.to_owned()),
-        media_type: "a/b".into(),
-        blob: false,
-    };
-    Write { author: "client".into(), requirements: Vec::new(), operations: vec![operation], idempotency: None }
-}
 
 async fn write(world: &World, id: u64, name: &str) -> Option<Result<Outcome, Error>> {
     let write = put(name);

@@ -60,6 +60,17 @@ fn config() -> Config {
     Config { reserve_bytes: 0, unnamed_blob_age: UNNAMED_BLOB_AGE, ..Config::new(DATA) }
 }
 
+/// A write of one key, whose value is its name.
+pub(super) fn put(name: &str) -> Write {
+    let operation = Operation::Put {
+        key: Key::client(name).unwrap(),
+        value: Bytes::from(name.to_owned()),
+        media_type: "a/b".into(),
+        blob: false,
+    };
+    Write { author: "client".into(), requirements: Vec::new(), operations: vec![operation], idempotency: None }
+}
+
 impl World {
     pub(super) fn new(seed: u64, nodes: u64) -> Self {
         Self::with_spares(seed, nodes, 0)
