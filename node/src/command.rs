@@ -264,6 +264,15 @@ pub(crate) enum Command {
         /// What the state map is to say of it, and what else belongs in the block.
         writes: Vec<WriteCommand>,
     },
+    /// Transactions that share a block, some of which came together in one message of a peer. Format 4.
+    Messages {
+        /// Wall clock of the proposer, milliseconds since 1970.
+        time_ms: u64,
+        /// In the order in which they are applied.
+        writes: Vec<WriteCommand>,
+        /// How many of the writes came together, one after the other; they add up to all.
+        counts: Vec<u32>,
+    },
 }
 
 /// A [`Write`] as proposed: with the randomness that apply may not draw itself.
@@ -273,7 +282,7 @@ pub(crate) struct WriteCommand {
     pub requirements: Vec<Requirement>,
     pub operations: Vec<OperationCommand>,
     pub idempotency: Option<Idempotency>,
-    /// Makes a write that was forwarded twice apply once.
+    /// Makes what was forwarded twice apply once.
     pub proposal: Option<ProposalId>,
 }
 
@@ -306,7 +315,8 @@ impl OperationCommand {
     }
 }
 
-/// Names one forwarded write: node, boot of that node, sequence within the boot. Never chosen by a client.
+/// Names the writes of one forwarded message, which stand together in one block: node, boot of that node, sequence within
+/// the boot. Never chosen by a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProposalId {
     pub node: u64,
@@ -315,7 +325,7 @@ pub(crate) struct ProposalId {
 }
 
 /// The newest format. A command is written in the oldest that knows it, so that an older version reads what it can.
-const COMMAND_VERSION: u8 = 3;
+const COMMAND_VERSION: u8 = 4;
 
 impl Command {
     /// Encodes the command as it is written to the raft log.
@@ -328,14 +338,24 @@ impl Command {
     fn version(&self) -> u8 {
         match self {
             Self::Writes { .. } | Self::Cosigners { .. } => 1,
+            Self::Messages { .. } => 4,
             Self::LogKey { writes, .. } => 2 + u8::from(writes.first().is_some_and(|row| !row.requirements.is_empty())),
+        }
+    }
+
+    /// Transactions that share a block; `counts`: how many of them came together, one after the other.
+    pub(crate) fn block(time_ms: u64, writes: Vec<WriteCommand>, counts: Vec<u32>) -> Self {
+        if counts.iter().all(|count| *count == 1) {
+            Self::Writes { time_ms, writes }
+        } else {
+            Self::Messages { time_ms, writes, counts }
         }
     }
 
     /// The writes in it.
     pub(crate) fn writes(&self) -> &[WriteCommand] {
         match self {
-            Self::Writes { writes, .. } | Self::LogKey { writes, .. } => writes,
+            Self::Writes { writes, .. } | Self::LogKey { writes, .. } | Self::Messages { writes, .. } => writes,
             Self::Cosigners { .. } => &[],
         }
     }
@@ -356,6 +376,11 @@ impl Command {
                 let command: Self = command;
                 if command.version() != version {
                     return Err(Error::Corrupt(format!("a command in the raft log is not one of format {version}")));
+                }
+                if let Self::Messages { writes, counts, .. } = &command
+                    && counts.iter().map(|count| u64::from(*count)).sum::<u64>() != writes.len() as u64
+                {
+                    return Err(Error::Corrupt("a command in the raft log does not count its writes right".into()));
                 }
                 Ok(command)
             }

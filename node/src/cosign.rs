@@ -21,7 +21,7 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::ledger::{Chain, Ledger};
 use crate::log_key::KeyRing;
-use crate::merkle::{Hash, ProofError, Tree};
+use crate::merkle::{self, Hash, ProofError};
 use crate::note::{Note, VerifierKey, assemble};
 use crate::rt;
 use crate::state_root::ViewId;
@@ -211,11 +211,8 @@ impl Notary {
         if size == chain.head.size {
             return Ok(chain.tree.root());
         }
-        let tail_start = size - size % 256;
-        let width = u16::try_from(size - tail_start).unwrap_or(0);
-        let tail = if width == 0 { Vec::new() } else { self.ledger.tile(chain, 0, size >> 8, width)? };
-        let read = |level, index| self.ledger.tile(chain, level, index, 256);
-        Tree::rebuild(size, tail.as_chunks().0, read).map(|tree| tree.root()).map_err(unreadable)
+        let tile = |level, index, width| self.ledger.tile(chain, level, index, width);
+        merkle::root_at(size, tile).map_err(unreadable)
     }
 
     /// Signs the newest block's end, if no checkpoint of it is published yet. Not what is before a promise made already.

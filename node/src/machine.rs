@@ -6,14 +6,14 @@
 //! under rows that it left ([`Ledger::restore_salts`]). An erase destroys its salts before the batch that says so.
 
 use crate::blobs::Cid;
-use crate::command::{Command, Committed, Key, OperationCommand, Outcome, Refusal, WriteCommand};
+use crate::command::{Command, Committed, Idempotency, Key, OperationCommand, Outcome, Refusal, WriteCommand};
 use crate::entry::{self, Change, Cosigners, Entry, Membership, Transaction};
 use crate::error::Error;
 use crate::ledger::{Ledger, key_hash};
 use crate::planted::{Bug, planted};
 use crate::salts;
 use crate::state_root::{KeyHash, Slot, SlotState};
-use crate::store::outcomes::{self, Kept};
+use crate::store::outcomes::{self, Kept, Mark, RequestKey};
 use crate::store::values;
 use crate::trace;
 
@@ -47,7 +47,10 @@ impl Ledger {
         let mut chain = self.write_chain();
         let proposed_ms = match &input {
             Input::Command(
-                Command::Writes { time_ms, .. } | Command::Cosigners { time_ms, .. } | Command::LogKey { time_ms, .. },
+                Command::Writes { time_ms, .. }
+                | Command::Messages { time_ms, .. }
+                | Command::Cosigners { time_ms, .. }
+                | Command::LogKey { time_ms, .. },
             ) => *time_ms,
             Input::Nothing | Input::Membership { .. } => 0,
         };
@@ -66,6 +69,7 @@ impl Ledger {
                 draft.change_of_keys(|draft| draft.cosigners(author, log, cosigners, policy), writes)?
             }
             Input::Command(Command::Writes { writes, .. }) => draft.writes(writes)?,
+            Input::Command(Command::Messages { writes, counts, .. }) => draft.messages(writes, counts)?,
         };
         draft.finish(position)?;
         let head = chain.head.view();
@@ -111,33 +115,64 @@ impl Draft<'_> {
     fn writes(&mut self, writes: &[WriteCommand]) -> Result<Vec<Outcome>, Error> {
         let mut answers = Vec::with_capacity(writes.len());
         for write in writes {
-            answers.push(self.write(write)?);
+            answers.extend(self.message(std::slice::from_ref(write))?);
         }
         Ok(answers)
     }
 
-    /// One transaction: the answer kept for its name, or a new one.
+    /// Writes of which so many each came together.
+    fn messages(&mut self, mut writes: &[WriteCommand], counts: &[u32]) -> Result<Vec<Outcome>, Error> {
+        let mut answers = Vec::with_capacity(writes.len());
+        for count in counts {
+            // The counts add up, or the command had not been read.
+            let (message, after) = writes.split_at(position(u64::from(*count)).min(writes.len()));
+            answers.extend(self.message(message)?);
+            writes = after;
+        }
+        Ok(answers)
+    }
+
+    /// Writes that came together: the answers kept for their name, or new ones.
+    fn message(&mut self, message: &[WriteCommand]) -> Result<Vec<Outcome>, Error> {
+        let all = |draft: &mut Self| message.iter().map(|write| draft.write(write)).collect();
+        match message.first().and_then(|first| first.proposal) {
+            Some(id) => self.once(outcomes::proposal_key(id), [0; 32], message.len(), all),
+            None => all(self),
+        }
+    }
+
+    /// One write of a client: the answer kept for its name, or a new one.
     fn write(&mut self, write: &WriteCommand) -> Result<Outcome, Error> {
-        let (request, fingerprint) = match (&write.idempotency, write.proposal) {
-            (Some(i), _) => (outcomes::client_key(&write.author, &i.key), i.fingerprint),
-            (None, Some(id)) => (outcomes::proposal_key(id), [0; 32]),
-            (None, None) => return self.transaction(write),
-        };
+        let Some(Idempotency { key, fingerprint }) = &write.idempotency else { return self.transaction(write) };
+        let request = outcomes::client_key(&write.author, key);
+        let answers = self.once(request, *fingerprint, 1, |draft| Ok(vec![draft.transaction(write)?]))?;
+        Ok(answers.into_iter().next().unwrap_or(Outcome::Refused(Refusal::IdempotencyMismatch)))
+    }
+
+    /// What a request is answered: what is kept for its name, or what it does now, and is kept. `count` outcomes.
+    fn once(
+        &mut self,
+        request: RequestKey,
+        fingerprint: [u8; 32],
+        count: usize,
+        act: impl FnOnce(&mut Self) -> Result<Vec<Outcome>, Error>,
+    ) -> Result<Vec<Outcome>, Error> {
         let kept = match self.named.get(&request) {
             Some(kept) => Some(kept.clone()),
             None => outcomes::get(&self.ledger.rows, &request)?,
         };
-        if let Some(kept) = kept {
-            let same = kept.fingerprint == fingerprint;
-            return Ok(if same { kept.outcome } else { Outcome::Refused(Refusal::IdempotencyMismatch) });
+        if let Some(Kept { mark, outcomes }) = kept {
+            let same = mark.fingerprint == fingerprint && outcomes.len() == count;
+            return Ok(if same { outcomes } else { vec![Outcome::Refused(Refusal::IdempotencyMismatch); count] });
         }
-        let outcome = self.transaction(write)?;
+        let outcomes = act(self)?;
         let span = &mut self.chain.head.outcomes;
-        let kept = Kept { fingerprint, time_ms: self.time_ms, sequence: span.next, outcome: outcome.clone() };
+        let mark = Mark { fingerprint, time_ms: self.time_ms, sequence: span.next };
         span.next += 1;
+        let kept = Kept { mark, outcomes: outcomes.clone() };
         self.outcomes.push((request, outcomes::put(&mut self.batch, &request, &kept)));
         self.named.insert(request, kept);
-        Ok(outcome)
+        Ok(outcomes)
     }
 
     fn transaction(&mut self, write: &WriteCommand) -> Result<Outcome, Error> {

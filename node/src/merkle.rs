@@ -186,6 +186,28 @@ impl Tree {
     }
 }
 
+/// Root of a tree as it was with `size` leaves, from tiles of the tree as it is now: `tile(level, index, width)` gives the
+/// first `width` hashes of one, concatenated.
+///
+/// # Errors
+/// What `tile` says, or [`ProofError::Tile`] when one has the wrong length.
+pub fn root_at<E>(size: u64, mut tile: impl FnMut(u8, u64, u16) -> Result<Vec<u8>, E>) -> Result<Hash, ProofError<E>> {
+    let mut partial = Vec::new();
+    for level in 0..8_u8 {
+        let within = size >> (8 * u32::from(level));
+        if within == 0 {
+            break;
+        }
+        let (index, width) = (within >> 8, width_at(size, usize::from(level)));
+        let hashes = if width == 0 { Vec::new() } else { tile(level, index, width).map_err(ProofError::Read)? };
+        if hashes.len() != usize::from(width) * HASH_BYTES {
+            return Err(ProofError::Tile { level, index });
+        }
+        partial.push(hashes);
+    }
+    Ok(Tree { size, edge: edge_of(size, &partial), partial }.root())
+}
+
 /// Roots of the perfect subtrees at the right edge, from the partial tiles.
 fn edge_of(size: u64, partial: &[Vec<u8>]) -> Vec<Hash> {
     let heights = u64::BITS - size.leading_zeros();

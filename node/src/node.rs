@@ -18,7 +18,7 @@ use crate::identity::{Identity, Keys, Place};
 use crate::ledger::Ledger;
 use crate::log_key::KeyRing;
 use crate::planted::{Bug, planted};
-use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, batcher};
+use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, batcher, only};
 use crate::rt::{self, Doing};
 use crate::seal::Seal;
 use crate::store::Shelf;
@@ -264,11 +264,12 @@ impl Node {
         let write = WriteCommand::prepare(write, |cid| pins.size(cid), rt::fill_random)?;
         self.room()?;
         let (reply, answer) = oneshot::channel();
-        self.inner.writes.try_send(Job { write, reply, accepts_clock, forwarded: false }).map_err(|e| match e {
+        let job = Job { writes: vec![write], reply, accepts_clock, forwarded: false };
+        self.inner.writes.try_send(job).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the node is stopping".into()),
         })?;
-        answer.await.unwrap_or(Err(Error::Unknown))
+        only(answer).await
     }
 
     /// Reads a key; `at` is the height of a block.

@@ -50,7 +50,7 @@ pub(crate) use forward::Desk;
 use hand_over::Permits;
 use log::RaftLog;
 use peers::Link;
-pub(crate) use propose::{Job, Ping, Proposer, ReadJob, batcher};
+pub(crate) use propose::{Job, Ping, Proposer, ReadJob, batcher, only};
 pub(crate) use rounds::{Question, Reply, Secret};
 use standing::Standing;
 use state::Durable;

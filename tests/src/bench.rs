@@ -15,6 +15,7 @@ mod grpc;
 mod import;
 mod load;
 mod process;
+mod puts;
 mod report;
 mod samovar;
 mod scrape;
@@ -58,7 +59,7 @@ impl Settings {
     }
 }
 
-/// Runs the named parts (`compare`, `cluster`, `growth`, `size`); returns how many ratios fell short.
+/// Runs the named parts (`compare`, `cluster`, `growth`, `size`, all of them when none is named; `puts`); returns how many ratios fell short.
 ///
 /// # Errors
 /// When a figure could not be measured, or would not count: see `evidence`.
@@ -74,6 +75,10 @@ pub async fn run(settings: &Settings, parts: &[String]) -> Result<usize> {
     if wanted("cluster") {
         eprintln!("comparing three nodes with three of etcd");
         cluster::run(settings, &values, &mut report).await.context("comparing three nodes")?;
+    }
+    if parts.iter().any(|p| p == "puts") {
+        eprintln!("measuring where the time of a put over three nodes goes");
+        puts::run(settings, &values, &mut report).await.context("measuring puts over three nodes")?;
     }
     if wanted("growth") {
         eprintln!("importing, and measuring with more and more keys");

@@ -2,7 +2,7 @@ use samovar_fuzz::decoder;
 
 use super::*;
 
-fn commands() -> [Command; 4] {
+fn commands() -> [Command; 5] {
     let (author, log, policy) = ("p1".to_owned(), "L".to_owned(), "P".to_owned());
     let cosigners = vec!["C".to_owned()];
     let change = Command::LogKey {
@@ -20,13 +20,17 @@ fn commands() -> [Command; 4] {
         idempotency: None,
         proposal: None,
     };
+    let id = ProposalId { node: 1, boot: 2, sequence: 3 };
+    let forwarded = WriteCommand { requirements: Vec::new(), proposal: Some(id), ..row.clone() };
+    let message = Command::Messages { time_ms: 1, writes: vec![forwarded.clone(), forwarded], counts: vec![2] };
     let following = match change.clone() {
         Command::LogKey { time_ms, author, log, cosigners, policy, .. } => {
             Command::LogKey { time_ms, author, log, cosigners, policy, writes: vec![row] }
         }
         other => other,
     };
-    [one_of_everything(), Command::Cosigners { time_ms: 1, author, log, cosigners, policy }, change, following]
+    let cosigners = Command::Cosigners { time_ms: 1, author, log, cosigners, policy };
+    [one_of_everything(), cosigners, change, following, message]
 }
 
 #[test]
@@ -82,7 +86,9 @@ fn golden_bytes_hold_the_encoding_of_commands() {
     );
     let (cosigners, log_key) = ("01 01 01 027031 014c 01 0143 0150", "02 02 01 027031 014c 01 0143 0150 00");
     let following = "03 02 01 027031 014c 01 0143 0150 01 027031 01 016b 0104 01 01 0162 00 00";
-    for (command, golden) in commands().into_iter().zip([writes, cosigners.into(), log_key.into(), following.into()]) {
+    let message = "04 03 01 02 027031 00 01 01 0162 00 01 01 02 03 027031 00 01 01 0162 00 01 01 02 03 01 02";
+    let golden = [writes, cosigners.into(), log_key.into(), following.into(), message.into()];
+    for (command, golden) in commands().into_iter().zip(golden) {
         let golden = golden.replace(' ', "");
         assert_eq!(hex(&command.encode()), golden, "nodes of the neighbouring version could not read this any more");
         assert_eq!(Command::decode(&command.encode()).unwrap(), command);
@@ -98,10 +104,14 @@ fn what_is_no_whole_command_is_refused() {
     let longer = Bytes::from([&good[..], &[0]].concat());
     let error = Command::decode(&longer).unwrap_err().to_string();
     assert!(error.contains("1 bytes follow"), "a byte after the command: {error}");
+    let mut miscounted = commands()[4].encode().to_vec();
+    *miscounted.last_mut().unwrap() = 1;
+    let error = Command::decode(&Bytes::from(miscounted)).unwrap_err().to_string();
+    assert!(error.contains("count its writes"), "two writes of which one is counted: {error}");
     let other = Bytes::from([&[2], &good[1..]].concat());
     let error = Command::decode(&other).unwrap_err().to_string();
     assert!(error.contains("not one of format 2"), "a command under a version that has another encoding: {error}");
-    let newer = Bytes::from([&[4], &good[1..]].concat());
+    let newer = Bytes::from([&[5], &good[1..]].concat());
     let error = Command::decode(&newer).unwrap_err().to_string();
     assert!(error.contains("start the newer version"), "another version: {error}");
 }

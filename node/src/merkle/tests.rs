@@ -114,6 +114,11 @@ fn every_root_up_to_600_is_that_of_the_definition() {
         log.grow(size);
         assert_eq!(log.tree.root(), mth(&log.leaves), "root at size {size}");
     }
+    for size in 0..=600_u64 {
+        let then = mth(&log.leaves[..usize::try_from(size).unwrap()]);
+        let found = root_at(size, |l, i, w| log.read(l, i, w)).unwrap();
+        assert_eq!(found, then, "root of the first {size} of 600 leaves");
+    }
     assert_eq!(log.full.iter().map(|t| (t.level, t.index)).collect::<Vec<_>>(), [(0, 0), (0, 1)]);
     assert_eq!(log.full[1].hashes, log.leaves[256..512].concat());
 }
@@ -159,6 +164,8 @@ fn proofs_hold_across_levels_of_tiles() {
             assert!(verify_inclusion(&leaf(index), index, old, &proof, &then), "{index} in {old} of {size}");
             let proof = consistency_proof(old, size, |l, i, w| log.read(l, i, w)).unwrap();
             assert!(verify_consistency(old, &then, size, &root, &proof), "{old} with {size}");
+            let found = root_at(old, |l, i, w| log.read(l, i, w)).unwrap();
+            assert_eq!(found, then, "root of the first {old} leaves from the tiles of {size}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What a node that does not lead asks of the one that does, and how that one answers: writes of clients, and up to where
 //! the raft log must be applied for a linearizable read.
 //!
-//! A write that is sent to the leader gets a name first (node, start, sequence) unless its client gave it one. So it may be
-//! sent again, to whoever leads then, when no answer comes: apply does it once and gives the same outcome. One that was
-//! proposed here without a name is not sent after its fate is in doubt.
+//! The writes of a message to the leader get a name first (node, start, sequence). So they may be sent again, to whoever
+//! leads then, when no answer comes: they stand together in one block, and apply does them once and gives the same outcomes.
+//! What was proposed here without a name is not sent after its fate is in doubt.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -53,80 +53,66 @@ fn no_leader() -> Error {
     )
 }
 
-/// A write on its way.
-struct Pending {
-    write: WriteCommand,
-    /// Where its answer goes.
-    at: usize,
-    /// Whether a try may have written it.
-    doubt: bool,
-}
-
 impl Proposer {
-    /// Has the leader do writes; gives the results in their order.
-    pub(super) async fn forward(&self, writes: Vec<WriteCommand>) -> Vec<Result<Outcome, Error>> {
-        let mut results: Vec<Option<Result<Outcome, Error>>> = writes.iter().map(|_| None).collect();
-        let named = writes.into_iter().map(|write| self.named(write)).enumerate();
-        let mut pending: Vec<_> = named.map(|(at, write)| Pending { write, at, doubt: false }).collect();
-        let deadline = rt::instant() + WRITE_WAIT;
-        while !pending.is_empty() && rt::instant() < deadline {
-            self.try_once(&mut pending, &mut results).await;
-            if !pending.is_empty() {
-                rt::sleep(RETRY).await;
-            }
-        }
-        for Pending { at, doubt, .. } in pending {
-            results[at] = Some(Err(if doubt { Error::Unknown } else { no_leader() }));
-        }
-        results.into_iter().map(|result| result.unwrap_or(Err(Error::Unknown))).collect()
+    /// Whether another node is known to lead.
+    pub(super) fn follows(&self) -> bool {
+        self.core.raft().is_ok_and(|raft| leader(&raft, self.core.node()).is_some())
     }
 
-    fn named(&self, write: WriteCommand) -> WriteCommand {
-        if write.idempotency.is_some() || write.proposal.is_some() || planted(Bug::ForwardedWithoutName) {
-            return write;
+    /// Has the leader do writes; gives their outcomes, in their order.
+    pub(super) async fn forward(&self, mut writes: Vec<WriteCommand>) -> Result<Vec<Outcome>, Error> {
+        self.name(&mut writes);
+        // Whether a try may have written them.
+        let mut doubt = false;
+        let deadline = rt::instant() + WRITE_WAIT;
+        while rt::instant() < deadline {
+            match self.try_once(&mut writes).await {
+                Ok(outcomes) => return Ok(outcomes),
+                Err(WriteError::Refused(why)) if !doubt => return Err(Error::Unavailable(why)),
+                // A try before this one may have written them.
+                Err(WriteError::NotLeader(_) | WriteError::Refused(_)) => {}
+                Err(WriteError::Unknown) => doubt = true,
+            }
+            rt::sleep(RETRY).await;
+        }
+        Err(if doubt { Error::Unknown } else { no_leader() })
+    }
+
+    fn name(&self, writes: &mut [WriteCommand]) {
+        if planted(Bug::ForwardedWithoutName) {
+            return;
         }
         let sequence = self.sequence.fetch_add(1, Relaxed);
         let id = ProposalId { node: self.core.node(), boot: self.core.link().start, sequence };
-        WriteCommand { proposal: Some(id), ..write }
+        for write in writes {
+            write.proposal = Some(id);
+        }
     }
 
-    /// Sends what is pending to the leader, or proposes it when that is this node by now.
-    async fn try_once(&self, pending: &mut Vec<Pending>, results: &mut [Option<Result<Outcome, Error>>]) {
-        let Ok(raft) = self.core.raft() else { return };
-        let mut writes: Vec<_> = pending.iter().map(|p| p.write.clone()).collect();
-        let answers = match leader(&raft, self.core.node()) {
+    /// Sends the writes to the leader, or proposes them when that is this node by now.
+    async fn try_once(&self, writes: &mut Vec<WriteCommand>) -> Result<Vec<Outcome>, WriteError> {
+        let raft = self.core.raft().map_err(|_| WriteError::NotLeader(None))?;
+        match leader(&raft, self.core.node()) {
             Some(leader) => self.ask(&leader, writes).await,
-            None => match self.propose_here(&mut writes).await {
-                Ok(outcomes) => outcomes.iter().cloned().map(Ok).collect(),
-                Err(failure) => vec![Err(WriteError::of(failure.into())); writes.len()],
-            },
-        };
-        let mut answers = answers.into_iter();
-        pending.retain_mut(|p| match answers.next() {
-            Some(Ok(outcome)) => {
-                results[p.at] = Some(Ok(outcome));
-                false
+            None => {
+                let count = writes.len();
+                let outcomes = self.propose_here(writes, std::iter::once(count)).await?;
+                outcomes.get(..count).map(<[_]>::to_vec).ok_or(WriteError::Unknown)
             }
-            // A try before this one may have written it.
-            Some(Err(WriteError::Refused(why))) if !p.doubt => {
-                results[p.at] = Some(Err(Error::Unavailable(why)));
-                false
-            }
-            Some(Err(WriteError::NotLeader(_) | WriteError::Refused(_))) => true,
-            Some(Err(WriteError::Unknown)) | None => {
-                p.doubt = true;
-                true
-            }
-        });
+        }
     }
 
-    async fn ask(&self, leader: &Peer, writes: Vec<WriteCommand>) -> Vec<Result<Outcome, WriteError>> {
+    async fn ask(&self, leader: &Peer, writes: &mut Vec<WriteCommand>) -> Result<Vec<Outcome>, WriteError> {
         let count = writes.len();
-        let all = |error: WriteError| vec![Err(error); count];
-        match self.core.link().ask(leader, &Request::Write { writes }, LEADER_WAIT).await {
-            Ok(Answer::Write(answers)) if answers.len() == count => answers,
-            Ok(Answer::Refused(_)) | Err(Lost::NotSent(_)) => all(WriteError::NotLeader(None)),
-            Ok(_) | Err(Lost::NoAnswer(_)) => all(WriteError::Unknown),
+        let request = Request::Write { writes: std::mem::take(writes) };
+        let answer = self.core.link().ask(leader, &request, LEADER_WAIT).await;
+        if let Request::Write { writes: sent } = request {
+            *writes = sent;
+        }
+        match answer {
+            Ok(Answer::Write(answers)) if answers.len() == count => answers.into_iter().collect(),
+            Ok(Answer::Refused(_)) | Err(Lost::NotSent(_)) => Err(WriteError::NotLeader(None)),
+            Ok(_) | Err(Lost::NoAnswer(_)) => Err(WriteError::Unknown),
         }
     }
 }
@@ -219,30 +205,25 @@ impl Desk {
     }
 
     async fn write(&self, writes: Vec<WriteCommand>) -> Answer {
-        if writes.len() > WRITES_MAX {
+        let count = writes.len();
+        if count > WRITES_MAX {
             return Answer::Refused(Refused::Unavailable(format!("more than {WRITES_MAX} writes in one message")));
         }
-        let mut flights = Vec::with_capacity(writes.len());
-        for write in writes {
-            let (reply, answer) = oneshot::channel();
-            let queued = self.room.clone().and_then(|()| {
-                let job = Job { write, reply, accepts_clock: false, forwarded: true };
-                self.writes.try_send(job).map_err(|e| match e {
-                    mpsc::error::TrySendError::Full(_) => Error::Overloaded,
-                    mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the leader is stopping".into()),
-                })
-            });
-            flights.push(queued.map(|()| answer));
-        }
-        let mut answers = Vec::with_capacity(flights.len());
-        for flight in flights {
-            let answer = match flight {
-                Ok(answer) => answer.await.unwrap_or(Err(Error::Unknown)),
-                Err(error) => Err(error),
-            };
-            answers.push(answer.map_err(WriteError::of));
-        }
-        Answer::Write(answers)
+        Answer::Write(match self.queued(writes).await {
+            Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(WriteError::of(error)); count],
+        })
+    }
+
+    async fn queued(&self, writes: Vec<WriteCommand>) -> Result<Vec<Outcome>, Error> {
+        self.room.clone()?;
+        let (reply, answer) = oneshot::channel();
+        let job = Job { writes, reply, accepts_clock: false, forwarded: true };
+        self.writes.try_send(job).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the leader is stopping".into()),
+        })?;
+        answer.await.unwrap_or(Err(Error::Unknown))
     }
 
     async fn read_index(&self, core: &Core) -> Answer {

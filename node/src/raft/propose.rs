@@ -20,22 +20,22 @@ use crate::log_key::NewKeys;
 use crate::view::LogInfo;
 use crate::{rt, trace};
 
-/// Most writes in one block.
+/// Most writes in one block, but for those of its last job.
 const BLOCK_WRITES_MAX: usize = 512;
-/// Most bytes in one block, but for its last write: bounds the rows of one store batch.
+/// Most bytes in one block, but for its last job: bounds the rows of one store batch.
 const BLOCK_BYTES_MAX: usize = 512 << 10;
 /// While a write is in flight, so often it is looked whether this node still leads.
 const LEADERSHIP_LOOK: Duration = Duration::from_secs(1);
 /// Blocks in flight: one is made durable while the other is applied.
 const BLOCKS_IN_FLIGHT: usize = 2;
 
-/// A write and where its answer goes.
+/// Writes that stand together in one block, and where their outcomes go.
 pub(crate) struct Job {
-    pub write: WriteCommand,
-    pub reply: oneshot::Sender<Result<Outcome, Error>>,
-    /// Whether the write is an administrator's word that the clock is right: its block has the wall clock's time.
+    pub writes: Vec<WriteCommand>,
+    pub reply: oneshot::Sender<Result<Vec<Outcome>, Error>>,
+    /// Whether it is an administrator's word that the clock is right: its block has the wall clock's time.
     pub accepts_clock: bool,
-    /// Whether a peer sent it: it goes no further.
+    /// Whether it goes to no other node: a peer sent it, or it is this node's own.
     pub forwarded: bool,
 }
 
@@ -121,14 +121,45 @@ async fn next<T>(queue: &mut mpsc::Receiver<T>, stopping: &mut watch::Receiver<b
 }
 
 fn fill(first: Job, queue: &mut mpsc::Receiver<Job>) -> Vec<Job> {
-    let mut bytes = first.write.weight();
+    let (mut count, mut bytes) = (first.writes.len(), first.weight());
     let mut jobs = vec![first];
-    while jobs.len() < BLOCK_WRITES_MAX && bytes < BLOCK_BYTES_MAX {
+    while count < BLOCK_WRITES_MAX && bytes < BLOCK_BYTES_MAX {
         let Ok(job) = queue.try_recv() else { break };
-        bytes += job.write.weight();
+        count += job.writes.len();
+        bytes += job.weight();
         jobs.push(job);
     }
     jobs
+}
+
+impl Job {
+    fn weight(&self) -> usize {
+        self.writes.iter().map(WriteCommand::weight).sum()
+    }
+}
+
+/// Who waits for some of the writes of a block.
+struct Waiting {
+    reply: oneshot::Sender<Result<Vec<Outcome>, Error>>,
+    count: usize,
+    /// Whether the writes are proposed here or not at all.
+    stays: bool,
+}
+
+/// Gives each its outcomes. A client that went away is no error.
+fn answer_all(waiting: Vec<Waiting>, outcomes: &[Outcome]) {
+    let mut rest = outcomes;
+    for Waiting { reply, count, .. } in waiting {
+        let Some((own, after)) = rest.split_at_checked(count) else { return };
+        let _ = reply.send(Ok(own.to_vec()));
+        rest = after;
+    }
+}
+
+fn refuse_all(waiting: Vec<Waiting>, error: &Error) {
+    for Waiting { reply, .. } in waiting {
+        let _ = reply.send(Err(error.clone()));
+    }
 }
 
 impl Proposer {
@@ -154,46 +185,57 @@ impl Proposer {
         if accepts_clock {
             self.clock.accept();
         }
-        let (mut writes, mut replies) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+        let (mut writes, mut waiting) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
         for job in jobs {
-            writes.push(job.write);
             // What came from a peer goes no further, nor does a word about this node's own clock.
-            replies.push((job.reply, job.forwarded || job.accepts_clock));
+            let (count, stays) = (job.writes.len(), job.forwarded || job.accepts_clock);
+            waiting.push(Waiting { reply: job.reply, count, stays });
+            writes.extend(job.writes);
         }
-        match self.propose_here(&mut writes).await {
-            Ok(outcomes) => {
-                // What the node itself wrote stands last, and nobody waits for it.
-                for ((reply, _), outcome) in replies.into_iter().zip(outcomes.iter()) {
-                    // A client that went away is no error.
-                    let _ = reply.send(Ok(outcome.clone()));
-                }
+        let proposed = if self.follows() {
+            Err(Failure::NotLeader(None))
+        } else {
+            self.propose_here(&mut writes, waiting.iter().map(|one| one.count)).await
+        };
+        let failure = match proposed {
+            // What the node itself wrote stands last, and nobody waits for it.
+            Ok(outcomes) => return answer_all(waiting, &outcomes),
+            Err(failure) => failure,
+        };
+        if accepts_clock {
+            self.clock.forget();
+        }
+        if !matches!(failure, Failure::NotLeader(_)) {
+            return refuse_all(waiting, &failure.into());
+        }
+        let (mut moved, mut going, mut staying) = (Vec::new(), Vec::new(), Vec::new());
+        let mut writes = writes.into_iter();
+        for one in waiting {
+            let own = writes.by_ref().take(one.count);
+            if one.stays {
+                own.for_each(drop);
+                staying.push(one);
+            } else {
+                moved.extend(own);
+                going.push(one);
             }
-            Err(failure) => {
-                if accepts_clock {
-                    self.clock.forget();
-                }
-                let movable = matches!(failure, Failure::NotLeader(_));
-                let error = Error::from(failure);
-                let (mut moved, mut waiting) = (Vec::new(), Vec::new());
-                for ((reply, stays), write) in replies.into_iter().zip(writes) {
-                    if movable && !stays {
-                        moved.push(write);
-                        waiting.push(reply);
-                    } else {
-                        let _ = reply.send(Err(error.clone()));
-                    }
-                }
-                if !moved.is_empty() {
-                    for (reply, result) in waiting.into_iter().zip(self.forward(moved).await) {
-                        let _ = reply.send(result);
-                    }
-                }
+        }
+        refuse_all(staying, &failure.into());
+        if !moved.is_empty() {
+            match self.forward(moved).await {
+                Ok(outcomes) => answer_all(going, &outcomes),
+                Err(error) => refuse_all(going, &error),
             }
         }
     }
 
-    /// Proposes writes as one block, if this node leads. They are there again afterwards, for another try.
-    pub(super) async fn propose_here(&self, writes: &mut Vec<WriteCommand>) -> Result<Arc<[Outcome]>, Failure> {
+    /// Proposes writes as one block, if this node leads; `counts`: how many of them came together, one after the other. They
+    /// are there again afterwards, for another try.
+    pub(super) async fn propose_here(
+        &self,
+        writes: &mut Vec<WriteCommand>,
+        counts: impl Iterator<Item = usize>,
+    ) -> Result<Arc<[Outcome]>, Failure> {
         if !self.clocks.agrees().await {
             // The lead is being handed over, and the write goes there.
             return Err(Failure::NotLeader(None));
@@ -201,11 +243,13 @@ impl Proposer {
         let time = self.clock.read(self.ledger().newest().time_ms);
         let own = self.mark(time);
         let count = writes.len();
+        let counts =
+            counts.chain(own.iter().map(|_| 1)).map(|count| u32::try_from(count).unwrap_or(u32::MAX)).collect();
         let mut all = std::mem::take(writes);
         all.extend(own);
-        let command = Command::Writes { time_ms: time.sure_ms, writes: all };
+        let command = Command::block(time.sure_ms, all, counts);
         let proposed = propose_command(&self.core, &command).await;
-        if let Command::Writes { writes: mut all, .. } = command {
+        if let Command::Writes { writes: mut all, .. } | Command::Messages { writes: mut all, .. } = command {
             all.truncate(count);
             *writes = all;
         }
@@ -219,8 +263,8 @@ impl Proposer {
         let _flight = self.flights.acquire().await;
         let (reply, answer) = oneshot::channel();
         // Only the leader has anything of its own to write.
-        self.propose(vec![Job { write, reply, accepts_clock: false, forwarded: true }]).await;
-        answer.await.unwrap_or(Err(Error::Unknown))
+        self.propose(vec![Job { writes: vec![write], reply, accepts_clock: false, forwarded: true }]).await;
+        only(answer).await
     }
 
     /// Proposes a change of keys; gives the outcome of its `cosigners` entry.
@@ -260,6 +304,11 @@ impl Proposer {
             }
         }
     }
+}
+
+/// The outcome of a job of one write.
+pub(crate) async fn only(answer: oneshot::Receiver<Result<Vec<Outcome>, Error>>) -> Result<Outcome, Error> {
+    answer.await.unwrap_or(Err(Error::Unknown))?.pop().ok_or(Error::Unknown)
 }
 
 /// Proposes one command and waits until it is applied here.

@@ -1,5 +1,5 @@
-//! Outcomes of requests that named themselves (`Idempotency-Key`, or a forwarded write), kept so that a repetition gets
-//! the same answer: the last [`OUTCOMES_MAX`], none older than [`OUTCOME_AGE_MS`] of chain time.
+//! Outcomes of requests that named themselves (`Idempotency-Key`, or the writes of a forwarded message), kept so that a
+//! repetition gets the same answer: the last [`OUTCOMES_MAX`], none older than [`OUTCOME_AGE_MS`] of chain time.
 //!
 //! What is dropped, and when, is decided by apply alone, so every node holds the same set.
 
@@ -25,17 +25,24 @@ pub(crate) type RequestKey = [u8; 16];
 /// An outcome as it lies in the store: the request, and its row.
 pub(crate) type OutcomeRow = (RequestKey, Vec<u8>);
 
-/// An outcome kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The answer kept for a request. As a row: its fields in postcard, the outcomes without their number.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kept {
+    /// What tells it from the others.
+    pub mark: Mark,
+    /// The answer: one outcome, or one for each write of a forwarded message.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// What tells an answer that is kept from the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
     /// SHA-256 over the request.
     pub fingerprint: [u8; 32],
     /// Time of the block, milliseconds since 1970.
     pub time_ms: u64,
     /// Place in the order of age.
     pub sequence: u64,
-    /// The answer.
-    pub outcome: Outcome,
 }
 
 /// The range of sequences in use: `first..next`.
@@ -50,7 +57,7 @@ pub(crate) fn client_key(author: &str, idempotency_key: &str) -> RequestKey {
     request_key(&[b"client\0", author.as_bytes(), b"\0", idempotency_key.as_bytes()].concat())
 }
 
-/// The key under which the outcome of a forwarded write is kept.
+/// The key under which the outcomes of a forwarded message are kept.
 pub(crate) fn proposal_key(id: crate::command::ProposalId) -> RequestKey {
     let numbers = [id.node, id.boot, id.sequence].map(u64::to_be_bytes);
     request_key(&[b"proposal\0", numbers.concat().as_slice()].concat())
@@ -68,17 +75,26 @@ pub(crate) fn get(rows: &Rows, key: &RequestKey) -> Result<Option<Kept>, Error> 
 }
 
 fn decode(row: &[u8]) -> Result<Kept, Error> {
-    postcard::from_bytes(row).map_err(|e| Error::DamagedStore(format!("an idempotency record is damaged: {e}")))
+    let damaged = |e| Error::DamagedStore(format!("an idempotency record is damaged: {e}"));
+    let (mark, mut rest) = postcard::take_from_bytes(row).map_err(damaged)?;
+    let mut outcomes = Vec::new();
+    while outcomes.is_empty() || !rest.is_empty() {
+        let (outcome, after) = postcard::take_from_bytes(rest).map_err(damaged)?;
+        outcomes.push(outcome);
+        rest = after;
+    }
+    Ok(Kept { mark, outcomes })
 }
 
 /// Adds an outcome to a batch; returns its row.
 pub(crate) fn put(batch: &mut Batch, key: &RequestKey, kept: &Kept) -> Vec<u8> {
-    // postcard cannot fail on this type: every sequence has a known length.
-    let row = postcard::to_stdvec(kept).unwrap_or_default();
+    // postcard cannot fail on these types: every sequence has a known length.
+    let mark = postcard::to_stdvec(&kept.mark).unwrap_or_default();
+    let row = kept.outcomes.iter().fold(mark, |row, outcome| postcard::to_extend(outcome, row).unwrap_or_default());
     batch.put(Tree::Outcomes, key, row.clone());
     let mut place = key.to_vec();
-    place.extend_from_slice(&kept.time_ms.to_be_bytes());
-    batch.put(Tree::OutcomeQueue, &kept.sequence.to_be_bytes(), place);
+    place.extend_from_slice(&kept.mark.time_ms.to_be_bytes());
+    batch.put(Tree::OutcomeQueue, &kept.mark.sequence.to_be_bytes(), place);
     row
 }
 
@@ -140,17 +156,20 @@ fn queued(sequence: &[u8], place: &[u8]) -> Result<(u64, RequestKey, u64), Error
 /// Drops what is too old or too much, oldest first, a bounded number per block.
 pub(crate) fn evict(rows: &Rows, batch: &mut Batch, span: &mut Span, added: usize, now_ms: u64) -> Result<(), Error> {
     let limit = added + DROPPED_PER_BLOCK;
-    if span.first == span.next {
-        return Ok(());
-    }
-    for (sequence, place) in rows.from(Tree::OutcomeQueue, &span.first.to_be_bytes(), limit)? {
-        let (number, key, time_ms) = queued(&sequence, &place)?;
-        if span.next - number <= OUTCOMES_MAX && now_ms.saturating_sub(time_ms) <= OUTCOME_AGE_MS {
-            break;
+    // As a rule the oldest stays, and nothing more is read.
+    for limit in [1, limit - 1] {
+        if span.first == span.next {
+            return Ok(());
         }
-        batch.remove(Tree::OutcomeQueue, &sequence);
-        batch.remove(Tree::Outcomes, &key);
-        span.first = number + 1;
+        for (sequence, place) in rows.from(Tree::OutcomeQueue, &span.first.to_be_bytes(), limit)? {
+            let (number, key, time_ms) = queued(&sequence, &place)?;
+            if span.next - number <= OUTCOMES_MAX && now_ms.saturating_sub(time_ms) <= OUTCOME_AGE_MS {
+                return Ok(());
+            }
+            batch.remove(Tree::OutcomeQueue, &sequence);
+            batch.remove(Tree::Outcomes, &key);
+            span.first = number + 1;
+        }
     }
     Ok(())
 }

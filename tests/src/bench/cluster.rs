@@ -65,13 +65,13 @@ struct Sample {
 }
 
 /// Servers that are measured, or hold still.
-struct Side {
-    endpoints: Vec<Endpoint>,
+pub(super) struct Side {
+    pub(super) endpoints: Vec<Endpoint>,
     ids: Vec<u32>,
 }
 
 impl Side {
-    fn of_samovar(nodes: &[Daemon]) -> Result<Self> {
+    pub(super) fn of_samovar(nodes: &[Daemon]) -> Result<Self> {
         let endpoints = nodes.iter().map(samovar::endpoint).collect::<Result<_>>()?;
         Ok(Self { endpoints, ids: nodes.iter().map(samovar::id).collect::<Result<_>>()? })
     }
@@ -127,7 +127,7 @@ pub(super) async fn run(settings: &Settings, values: &Arc<Values>, report: &mut 
 }
 
 /// Three nodes, all of them voters.
-async fn start(directory: &Path) -> Result<Vec<Daemon>> {
+pub(super) async fn start(directory: &Path) -> Result<Vec<Daemon>> {
     fs::create_dir_all(directory)?;
     let limits = samovar::settings().toml;
     let peers = format!("[peers]\nlisten = \"127.0.0.1:{}\"\n", free_port()?);
@@ -339,7 +339,7 @@ async fn client(endpoint: Endpoint, number: usize, over: Arc<AtomicBool>) -> See
 }
 
 /// Place of the node that leads, as it says itself.
-async fn leader(nodes: &[Daemon]) -> Result<usize> {
+pub(super) async fn leader(nodes: &[Daemon]) -> Result<usize> {
     let begun = Instant::now();
     while begun.elapsed() < READY_WITHIN {
         for (place, node) in nodes.iter().enumerate() {

@@ -29,8 +29,10 @@ fn run() -> Result<usize> {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     let quick = words.first().is_some_and(|w| w == "quick");
     words.drain(..usize::from(quick));
-    if let Some(unknown) = words.iter().find(|w| !["compare", "cluster", "growth", "size"].contains(&w.as_str())) {
-        bail!("unknown word {unknown}; usage: tests/bench [quick] [compare] [cluster] [growth] [size]");
+    if let Some(unknown) =
+        words.iter().find(|w| !["compare", "cluster", "puts", "growth", "size"].contains(&w.as_str()))
+    {
+        bail!("unknown word {unknown}; usage: tests/bench [quick] [compare] [cluster] [puts] [growth] [size]");
     }
     let parent = std::env::var_os("SAMOVAR_BENCH_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let scratch = tempfile::Builder::new().prefix("samovar-bench-").tempdir_in(parent)?;

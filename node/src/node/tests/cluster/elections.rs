@@ -1,5 +1,6 @@
 //! What a simulation of openraft 0.9.25 found, point by point: each with its remedy, and again without it.
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use super::super::*;
@@ -174,15 +175,25 @@ fn a_raft_core_that_ends_is_started_again() {
 
 /// Writes through a follower while every message arrives twice; gives how many entries came of how many writes.
 fn delivered_twice(seed: u64) -> (usize, usize) {
-    const WRITES: usize = 40;
+    const WRITES: usize = 96;
+    // A message then holds several: the first two waves of a batch are on their way while the others gather.
+    const AT_ONCE: usize = 24;
     cluster(seed, |world| async move {
         let leader = world.wait_for_leader().await;
         let follower = world.ids().into_iter().find(|id| *id != leader).unwrap();
         world.network().set_weather(Weather { repeat: 1.0, ..Weather::fair() });
-        for n in 0..WRITES {
-            let write = put(&format!("once-{n}"));
-            let wrote = world.on(follower, |node| async move { node.write(write).await }).await;
-            assert!(matches!(wrote, Some(Ok(Outcome::Committed(_)))), "write {n}: {wrote:?}");
+        for first in (0..WRITES).step_by(AT_ONCE) {
+            let writes: Vec<_> = (first..first + AT_ONCE).map(|n| put(&format!("once-{n}"))).collect();
+            let wrote = world.on(follower, |node| async move {
+                futures_util::future::join_all(writes.into_iter().map(|write| node.write(write))).await
+            });
+            let wrote = wrote.await.expect("the follower runs");
+            let transactions = wrote.iter().map(|wrote| match wrote {
+                Ok(Outcome::Committed(committed)) => committed.transaction,
+                other => panic!("a write of those from {first} on: {other:?}"),
+            });
+            let transactions: BTreeSet<_> = transactions.collect();
+            assert_eq!(transactions.len(), AT_ONCE, "each write has an entry of its own: {transactions:?}");
         }
         sleep_true(Duration::from_millis(100)).await;
         assert!(world.network().counts().repeated > 0);
