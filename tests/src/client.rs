@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +74,14 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub async fn connect_as(port: u16, ca: &Path, token: Option<&str>, ends: Ends) -> Result<Self> {
+        Self::connect_to((Ipv4Addr::LOCALHOST, port).into(), ca, token, ends).await
+    }
+
+    /// Connects to an IPv4 address and port as somebody.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_to(address: SocketAddr, ca: &Path, token: Option<&str>, ends: Ends) -> Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(ca)? {
             roots.add(certificate?)?;
@@ -92,7 +100,7 @@ impl Client {
         if let Some(from) = ends.from {
             socket.bind((from, 0).into())?;
         }
-        let tcp = socket.connect(([127, 0, 0, 1], port).into()).await?;
+        let tcp = socket.connect(address).await?;
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from("localhost")?;
         Self::over(TlsConnector::from(Arc::new(config)).connect(name, tcp).await?, token).await

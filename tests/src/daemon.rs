@@ -1,15 +1,17 @@
 use std::fs;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::Client;
+use crate::{Client, Ends};
 
 /// How long a daemon may take to get ready before a test gives up on it.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// How long it may take to end when it is told to.
+const STOP_DEADLINE: Duration = Duration::from_secs(90);
 
 /// The binary under test: `SAMOVAR_BIN`, or the newest one that cargo built.
 ///
@@ -32,6 +34,21 @@ pub struct Settings {
     pub toml: String,
     /// Words before the command, as in `["taskset", "1"]`.
     pub wrapper: Vec<String>,
+    /// Where it listens, for clients and peers; by default on loopback.
+    pub host: Option<Ipv4Addr>,
+}
+
+impl Settings {
+    fn host(&self) -> Ipv4Addr {
+        self.host.unwrap_or(Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same with a port for peers.
+    #[must_use]
+    pub fn with_peers(mut self, port: u16) -> Self {
+        self.toml = format!("[peers]\nlisten = \"{}:{port}\"\n{}", self.host(), self.toml);
+        self
+    }
 }
 
 /// A running daemon with its data directory. Killed when dropped.
@@ -60,7 +77,7 @@ impl Daemon {
     pub async fn create(data: &Path, settings: Settings) -> Result<Self> {
         let port = free_port()?;
         let init = Command::new(binary()?)
-            .args(["init", "--name", "box-01", "--listen", &format!("127.0.0.1:{port}"), "--data"])
+            .args(["init", "--name", "box-01", "--listen", &format!("{}:{port}", settings.host()), "--data"])
             .arg(data)
             .output()?;
         if !init.status.success() {
@@ -76,15 +93,23 @@ impl Daemon {
     /// # Errors
     /// With what the binary said.
     pub fn join(&self, data: &Path, name: &str, token: &Path) -> Result<Self> {
-        let (port, peers) = (free_port()?, format!("127.0.0.1:{}", free_port()?));
+        self.join_with(data, name, token, Settings::default())
+    }
+
+    /// The same with settings; the section `[peers]` is added.
+    ///
+    /// # Errors
+    /// As [`Daemon::join`].
+    pub fn join_with(&self, data: &Path, name: &str, token: &Path, settings: Settings) -> Result<Self> {
+        let (port, peers) = (free_port()?, free_port()?);
         let mut command = Command::new(binary()?);
-        command.args(["join", &format!("https://127.0.0.1:{}", self.port), "--name", name, "--peers", &peers]);
+        command.args(["join", &format!("https://{}", self.address()), "--name", name]);
+        command.args(["--peers", &format!("{}:{peers}", settings.host())]);
         let joined = command.arg("--token-file").arg(token).arg("--data").arg(data).output()?;
         if !joined.status.success() {
             bail!("{}", String::from_utf8_lossy(&joined.stderr));
         }
-        let settings = Settings { toml: format!("[peers]\nlisten = \"{peers}\"\n"), ..Settings::default() };
-        let mut daemon = Self::existing(data, port, settings);
+        let mut daemon = Self::existing(data, port, settings.with_peers(peers));
         daemon.token.clone_from(&self.token);
         Ok(daemon)
     }
@@ -121,14 +146,17 @@ impl Daemon {
         self.start_until("/health").await
     }
 
-    async fn start_until(&mut self, path: &str) -> Result<Duration> {
+    /// Starts the daemon and does not wait for it. What it writes is added to what it wrote.
+    ///
+    /// # Errors
+    /// When there is no binary, or it cannot be run.
+    pub fn spawn(&mut self) -> Result<()> {
         let config = self.data.with_extension("toml");
-        let listen = format!("[listen]\napi = \"127.0.0.1:{}\"\n{}", self.port, self.settings.toml);
+        let listen = format!("[listen]\napi = \"{}\"\n{}", self.address(), self.settings.toml);
         fs::File::create(&config).and_then(|mut f| std::io::Write::write_all(&mut f, listen.as_bytes()))?;
-        let log = fs::File::create(self.data.with_extension("log"))?;
+        let log = fs::File::options().create(true).append(true).open(self.data.with_extension("log"))?;
         let mut words = self.settings.wrapper.clone();
         words.push(binary()?.to_string_lossy().into_owned());
-        let started = Instant::now();
         let child = Command::new(&words[0])
             .args(&words[1..])
             .args(["serve", "--config"])
@@ -141,9 +169,16 @@ impl Daemon {
             .spawn()
             .context("starting the daemon")?;
         self.child = Some(child);
+        Ok(())
+    }
+
+    async fn start_until(&mut self, path: &str) -> Result<Duration> {
+        let started = Instant::now();
+        // What [`Daemon::log`] gives is of this start.
+        fs::File::create(self.data.with_extension("log"))?;
+        self.spawn()?;
         while started.elapsed() < READY_DEADLINE {
-            if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().transpose()).transpose()? {
-                self.child = None;
+            if let Some(status) = self.ended()? {
                 bail!("the daemon ended ({status}): {}", self.log());
             }
             if let Ok(mut client) = self.client().await
@@ -154,6 +189,28 @@ impl Daemon {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         bail!("the daemon was not ready in {READY_DEADLINE:?}: {}", self.log())
+    }
+
+    /// How it ended, if it did so by itself since it was started or this was asked last.
+    ///
+    /// # Errors
+    /// When the process cannot be waited for.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        let ended = self.child.as_mut().map_or(Ok(None), Child::try_wait)?;
+        if ended.is_some() {
+            self.child = None;
+        }
+        Ok(ended)
+    }
+
+    /// Sends a signal to the process, if it runs.
+    ///
+    /// # Errors
+    /// When it cannot be sent.
+    pub fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
+        let Some(id) = self.id() else { return Ok(()) };
+        let id = i32::try_from(id).ok().and_then(rustix::process::Pid::from_raw).context("the daemon has no id")?;
+        Ok(rustix::process::kill_process(id, signal)?)
     }
 
     /// SIGKILL, as a crash of the process.
@@ -173,14 +230,30 @@ impl Daemon {
     /// # Errors
     /// When the daemon does not end well.
     pub fn stop(&mut self) -> Result<()> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
-        let id = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        rustix::process::kill_process(id.context("the daemon has no id")?, rustix::process::Signal::TERM)?;
-        let status = child.wait()?;
-        if !status.success() {
-            bail!("the daemon ended with {status}: {}", self.log());
+        match self.terminate()? {
+            Some(status) if !status.success() => bail!("the daemon ended with {status}: {}", self.log()),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// SIGTERM, and waits for the end, however it comes; `None` if the daemon did not run. One that is told so before it
+    /// has begun to listen for signals dies of this one.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn terminate(&mut self) -> Result<Option<ExitStatus>> {
+        self.signal(rustix::process::Signal::TERM)?;
+        let begun = Instant::now();
+        while self.id().is_some() {
+            if let Some(status) = self.ended()? {
+                return Ok(Some(status));
+            }
+            if begun.elapsed() > STOP_DEADLINE {
+                bail!("the daemon was told to stop and still runs after {STOP_DEADLINE:?}: {}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(None)
     }
 
     /// A new connection with the admin's token.
@@ -189,7 +262,7 @@ impl Daemon {
     /// When the daemon does not answer.
     pub async fn client(&self) -> Result<Client> {
         let token = fs::read_to_string(&self.token)?;
-        Client::connect(self.port, &self.data.join("ca.pem"), Some(token.trim())).await
+        Client::connect_to(self.address(), &self.data.join("ca.pem"), Some(token.trim()), Ends::default()).await
     }
 
     /// A command of the binary against this daemon.
@@ -206,6 +279,12 @@ impl Daemon {
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Where it answers clients.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        (self.settings.host(), self.port).into()
     }
 
     /// The port it listens on.

@@ -3,8 +3,10 @@
 
 pub mod bench;
 mod client;
+pub mod cluster;
 mod daemon;
 pub mod durability;
+pub mod faults;
 
 pub use client::{Answer, Client, Ends};
 pub use daemon::{Daemon, Settings, binary, free_port};

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use hyper::Method;
+use anyhow::{Context as _, Result, ensure};
 use tokio::task::JoinSet;
 
 use super::compare::{KEYS, fill};
@@ -19,14 +18,14 @@ use super::process::{Cpu, Frozen, memory_mib};
 use super::report::{Report, Table, median, whole};
 use super::wire::Connection;
 use super::{Settings, samovar};
-use crate::{Daemon, free_port};
+use crate::Daemon;
+use crate::cluster::{self, leader, until_all_vote};
 
 const NODES: usize = 3;
 /// After three servers are woken they may elect a leader first.
 const WAKING: Duration = Duration::from_secs(2);
 /// After the start, before memory is looked at.
 const IDLE: Duration = Duration::from_secs(10);
-const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Connections while a leader is killed or stopped.
 const CONNECTIONS: usize = 64;
 /// How often a leader is killed.
@@ -129,39 +128,8 @@ pub(super) async fn run(settings: &Settings, values: &Arc<Values>, report: &mut 
 /// Three nodes, all of them voters.
 pub(super) async fn start(directory: &Path) -> Result<Vec<Daemon>> {
     fs::create_dir_all(directory)?;
-    let limits = samovar::settings().toml;
-    let peers = format!("[peers]\nlisten = \"127.0.0.1:{}\"\n", free_port()?);
-    let settings = crate::Settings { toml: format!("{peers}{limits}"), ..crate::Settings::default() };
-    let mut nodes = vec![Daemon::create(&directory.join("box-01"), settings).await?];
-    for n in 2..=NODES {
-        let (name, token) = (format!("box-{n:02}"), directory.join(format!("token-{n}")));
-        let made = nodes[0].command(&["node", "token", "--save"])?.arg(&token).output()?;
-        ensure!(made.status.success(), "samovar node token: {}", String::from_utf8_lossy(&made.stderr));
-        let mut node = nodes[0].join(&directory.join(&name), &name, &token)?;
-        node.append(&limits);
-        node.start().await?;
-        nodes.push(node);
-    }
-    until_all_vote(&nodes).await?;
-    Ok(nodes)
-}
-
-async fn until_all_vote(nodes: &[Daemon]) -> Result<()> {
-    let begun = Instant::now();
-    loop {
-        let mut levels = Vec::new();
-        for node in nodes {
-            let cluster = node.client().await?.get("/v1/cluster").await?.json()?;
-            let log = node.client().await?.get("/v1/log").await?.json()?;
-            let cosigners = log["cosigners"].as_array().map_or(0, Vec::len);
-            levels.push((cluster["live_voters"] == NODES && cosigners == NODES, cluster["leader"].is_string()));
-        }
-        if levels.iter().all(|(voters, leader)| *voters && *leader) {
-            return Ok(());
-        }
-        ensure!(begun.elapsed() < READY_WITHIN, "the nodes did not come together: {levels:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let nodes = (1..=NODES).map(|n| (directory.join(format!("box-{n:02}")), samovar::settings()));
+    cluster::begin(nodes.collect()).await
 }
 
 /// The checkpoint that is served carries the log's signature and a majority's cosignatures.
@@ -336,21 +304,6 @@ async fn client(endpoint: Endpoint, number: usize, over: Arc<AtomicBool>) -> See
         }
     }
     seen
-}
-
-/// Place of the node that leads, as it says itself.
-pub(super) async fn leader(nodes: &[Daemon]) -> Result<usize> {
-    let begun = Instant::now();
-    while begun.elapsed() < READY_WITHIN {
-        for (place, node) in nodes.iter().enumerate() {
-            let status = node.client().await?.request(Method::GET, "/v1/status", &[], "").await?.json()?;
-            if status["role"] == "leader" {
-                return Ok(place);
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    bail!("no node says that it leads");
 }
 
 fn others(nodes: &[Daemon], place: usize) -> Result<Vec<Endpoint>> {

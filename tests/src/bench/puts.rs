@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::cluster::{Side, leader, start};
+use super::cluster::{Side, start};
 use super::compare::{KEYS, fill};
 use super::load::{self, Ask, Keys, Load, Values, count};
 use super::process::Cpu;
@@ -13,6 +13,7 @@ use super::report::{Report, Table};
 use super::scrape::Metrics;
 use super::{Settings, samovar};
 use crate::Daemon;
+use crate::cluster::leader;
 
 /// What a node had spent and done.
 struct Spent {

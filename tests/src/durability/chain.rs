@@ -23,6 +23,8 @@ pub struct Chain {
     pub height: u64,
     /// Entries.
     pub size: u64,
+    /// Root of all entries, as computed and as the checkpoint states.
+    pub root: Vec<u8>,
     /// State root that the newest block states.
     pub state_root: Vec<u8>,
     previous_block: Option<[u8; 32]>,
@@ -56,6 +58,7 @@ pub async fn download(client: &mut Client, index: u64) -> Result<Chain> {
     ensure!(chain.since_block == 0, "the checkpoint does not end at a block: {} entries more", chain.since_block);
     let computed = fold(&tree);
     ensure!(computed[..] == root[..], "the root of {size} entries is {computed:02x?}, the checkpoint says {root:02x?}");
+    chain.root = root;
     Ok(chain)
 }
 

@@ -1,13 +1,22 @@
 //! Taking a node out of service by day: the permit to go down, draining, and a leader that stops.
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Method;
+use samovar_tests::Client;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::nodes::{Nodes, said, send};
+
+/// Clients while nodes are restarted.
+const CONNECTIONS: usize = 64;
+/// For one request of theirs.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn acquire(nodes: &Nodes, through: usize, node: &str, accept: bool, status: u16) -> Value {
     let body = json!({ "node": node, "reason": "a test", "accept_outage": accept });
@@ -101,6 +110,110 @@ async fn a_leader_is_drained_and_stopped_while_clients_write_and_nothing_fails()
     let (done, refused) = writing.await.unwrap();
     assert!(done > 0, "clients wrote");
     assert!(refused.is_empty(), "{} of {done} writes through the others failed: {:?}", refused.len(), refused.first());
+}
+
+/// What a client saw that goes on elsewhere when its node is gone, and waits as long as it is told to.
+#[derive(Default)]
+struct Seen {
+    done: u64,
+    waited: u64,
+    /// Connections that were closed after a request was sent and before its answer came: it is sent again elsewhere, under
+    /// its name.
+    lost: Vec<String>,
+    failed: Vec<String>,
+}
+
+/// Writes under a name until it is told to end, first through the node at a place.
+async fn follow(nodes: Vec<(u16, PathBuf)>, token: String, number: usize, over: Arc<AtomicBool>) -> Seen {
+    let (mut seen, mut place, mut connection) = (Seen::default(), number % nodes.len(), None);
+    for n in 0.. {
+        let name = format!("rolling-{number}-{n}");
+        let headers = [("content-type", "text/plain"), ("idempotency-key", name.as_str())];
+        let begun = Instant::now();
+        // A request is one thing from its first try to its answer: it is over when it is done.
+        loop {
+            let (port, ca) = &nodes[place];
+            let mut client = match connection.take() {
+                Some(client) => client,
+                None => match Client::connect(*port, ca, Some(&token)).await {
+                    Ok(client) => client,
+                    Err(_) => {
+                        // Nobody listens: nothing was sent.
+                        place = (place + 1) % nodes.len();
+                        continue;
+                    }
+                },
+            };
+            match client.request(Method::PUT, &format!("/v1/keys/rolling/{number}"), &headers, n.to_string()).await {
+                Ok(answer) if answer.status < 300 => {
+                    seen.done += 1;
+                    let closes = answer.headers.get("connection").is_some_and(|value| value == "close");
+                    connection = (!closes).then_some(client);
+                    break;
+                }
+                Ok(answer) if matches!(answer.status, 429 | 503) && answer.headers.contains_key("retry-after") => {
+                    let seconds = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+                    seen.waited += 1;
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    connection = Some(client);
+                }
+                Ok(answer) => {
+                    seen.failed.push(format!("{} {}", answer.status, answer.text()));
+                    break;
+                }
+                Err(error) => {
+                    seen.lost.push(format!("node {}: {error:#}", place + 1));
+                    place = (place + 1) % nodes.len();
+                }
+            }
+            if begun.elapsed() > PATIENCE {
+                seen.failed.push(format!("not done in {PATIENCE:?}"));
+                break;
+            }
+        }
+        if over.load(Relaxed) {
+            break;
+        }
+    }
+    seen
+}
+
+#[tokio::test]
+async fn all_three_are_restarted_in_turn_under_load_and_no_request_fails() {
+    let mut nodes = well(3).await;
+    let ports = nodes.all.iter().map(|node| (node.port(), node.data().join("ca.pem"))).collect::<Vec<_>>();
+    let token = fs::read_to_string(nodes.all[0].token()).unwrap().trim().to_owned();
+    let over = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for number in 0..CONNECTIONS {
+        clients.spawn(follow(ports.clone(), token.clone(), number, Arc::clone(&over)));
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for place in 0..3 {
+        let mut daemon = nodes.all.remove(place);
+        // Clients go on while it stops.
+        daemon = tokio::task::spawn_blocking(move || daemon.stop().map(|()| daemon)).await.unwrap().unwrap();
+        daemon.start().await.unwrap();
+        nodes.all.insert(place, daemon);
+        all_well(&nodes).await;
+    }
+    over.store(true, Relaxed);
+    let mut all = Seen::default();
+    while let Some(seen) = clients.join_next().await {
+        let seen = seen.unwrap();
+        (all.done, all.waited) = (all.done + seen.done, all.waited + seen.waited);
+        all.lost.extend(seen.lost);
+        all.failed.extend(seen.failed);
+    }
+    assert!(all.done > 0, "clients wrote");
+    assert!(all.failed.is_empty(), "{} of {} failed: {:?}", all.failed.len(), all.done, all.failed.first());
+    println!(
+        "RESULT rolling restart: {} writes of {CONNECTIONS} connections, {} told to wait, {} sent again when a connection \
+         was closed, 0 failed",
+        all.done,
+        all.waited,
+        all.lost.len()
+    );
 }
 
 #[tokio::test]
