@@ -28,7 +28,8 @@ READY_SECONDS = 60
 class Ledger:
     """The daemon, run as users run it, on a port of its own."""
 
-    def __init__(self, work):
+    def __init__(self, work, more=""):
+        """`more`: lines added to its configuration."""
         self.binary, self.work, self.data = os.environ["SAMOVAR_BIN"], work, work / "data"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -36,7 +37,7 @@ class Ledger:
         listen = f"127.0.0.1:{self.port}"
         self.run("init", "--name", "box-01", "--listen", listen, "--data", str(self.data))
         config = work / "samovar.toml"
-        config.write_text(f'[listen]\napi = "{listen}"\n[chain]\npublic = true\n')
+        config.write_text(f'[listen]\napi = "{listen}"\n[chain]\npublic = true\n{more}')
         self.journal = (work / "journal").open("w")
         command = [self.binary, "serve", "--config", str(config), "--data", str(self.data)]
         self.process = subprocess.Popen(command, stdout=self.journal, stderr=self.journal)
