@@ -12,6 +12,10 @@ ETC = STATE / "etc"
 # What is wrong, in plain words, for the console; absent if nothing is.
 PROBLEM = RUN / "problem"
 DATA = Path("/dev/samovar/data")
+# Exists on a box whose site file says that it joins a cluster, so that it makes no ledger of its own.
+JOINS = RUN / "joins"
+# Of a box that is to join a cluster and has not yet; removed when it has.
+JOIN_TOKEN = STATE / "join.token"
 
 
 def say(text: str) -> None:
@@ -41,7 +45,12 @@ def put(path: Path, text: str | bytes, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:

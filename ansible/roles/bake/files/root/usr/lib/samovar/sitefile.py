@@ -1,11 +1,13 @@
 """The site file of one box: what it is called, how it is reached, who may log in. TOML; unknown keys are refused.
 
 Used by the box at its first boot and by `image/site` before a medium is written, so that both refuse the same files.
+Run with a file it says what is wrong: python3 -IB /usr/lib/samovar/sitefile.py FILE
 """
 
 import difflib
 import ipaddress
 import re
+import sys
 import tomllib
 from dataclasses import dataclass, field
 
@@ -18,6 +20,10 @@ SSH_KEY = re.compile(
 )
 INTERFACE = re.compile(r"[a-zA-Z0-9*?\[\]-]{1,15}|([0-9a-f]{2}:){5}[0-9a-f]{2}")
 ENCRYPTIONS = ("tpm2", "stick", "none")
+# Joins a cluster: host and port of a node of it.
+JOIN = re.compile(r"https://(\[[0-9a-fA-F:]+\]|[a-zA-Z0-9.-]{1,253})(:[0-9]{1,5})?/?")
+# samovar_join_ID_SECRET.PIN, as `samovar node token` makes it.
+JOIN_TOKEN = re.compile(r"samovar_join_[a-zA-Z0-9]+_[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{43}")
 
 
 class SiteError(Exception):
@@ -42,6 +48,18 @@ class Site:
     ntp: tuple[str, ...] = ()
     # (address or network, port) that any process of the box may connect to.
     out: tuple[tuple[str, int], ...] = field(default=())
+    # Addresses or networks of the other nodes of the cluster: they may connect to the port for peers, and the daemon to them.
+    peers: tuple[str, ...] = ()
+    # URL of the node through which this one joins; empty: the box makes a ledger of its own.
+    join: str = ""
+
+
+def join_token(text: str, name: str) -> str:
+    """Checks the text of a join token, without its newline."""
+    token = text.strip()
+    if not JOIN_TOKEN.fullmatch(token):
+        raise SiteError(f"{name} holds no join token: samovar node token --save FILE makes one on a node of the cluster")
+    return token
 
 
 def parse(text: str, name: str) -> Site:
@@ -59,9 +77,10 @@ class _Reader:
     """Takes keys out of a table; what is left over is unknown."""
 
     KEYS = {
-        "": ("hostname", "ssh_keys", "encryption", "network", "firewall"),
+        "": ("hostname", "ssh_keys", "encryption", "network", "firewall", "cluster"),
         "network": ("interface", "address", "gateway", "dns", "ntp"),
         "firewall": ("out",),
+        "cluster": ("peers", "join"),
     }
 
     def __init__(self, text: str, name: str):
@@ -71,6 +90,7 @@ class _Reader:
     def site(self, table: dict) -> Site:
         self.known("", table)
         network, firewall = self.section(table, "network"), self.section(table, "firewall")
+        cluster = self.section(table, "cluster")
         site = Site(
             hostname=self.one(table, "hostname", self.hostname),
             ssh_keys=self.several(table, "ssh_keys", self.ssh_key),
@@ -81,6 +101,8 @@ class _Reader:
             dns=self.several(network, "dns", self.ip, ()),
             ntp=self.several(network, "ntp", self.source, ()),
             out=self.several(firewall, "out", self.target, ()),
+            peers=self.several(cluster, "peers", self.net, ()),
+            join=self.one(cluster, "join", self.node_url, ""),
         )
         if not site.ssh_keys:
             raise self.wrong("ssh_keys", "names no key: nobody could log in to this box")
@@ -88,6 +110,8 @@ class _Reader:
             raise self.wrong("gateway", "is for an `address`; without one both come from DHCP")
         if site.address and site.gateway and self.outside(site):
             raise self.wrong("gateway", f"{site.gateway} is not in the network of {site.address}")
+        if site.join and not self.among_peers(site):
+            raise self.wrong("join", f"{site.join} is none of the `peers`: only those can be reached")
         return site
 
     def known(self, section: str, table: dict) -> None:
@@ -136,6 +160,16 @@ class _Reader:
         return ipaddress.ip_address(site.gateway) not in ipaddress.ip_interface(site.address).network
 
     @staticmethod
+    def among_peers(site: Site) -> bool:
+        """Whether the node to join through may be one of the peers; a host name is taken for one."""
+        host = JOIN.fullmatch(site.join)[1].strip("[]")
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return bool(site.peers)
+        return any(address in ipaddress.ip_network(peer) for peer in site.peers)
+
+    @staticmethod
     def word(value) -> str:
         if not isinstance(value, str):
             raise TypeError(f'is text: write it between quotes, not as {type(value).__name__}')
@@ -169,6 +203,18 @@ class _Reader:
     def ip(self, value) -> str:
         return str(ipaddress.ip_address(self.word(value)))
 
+    def net(self, value) -> str:
+        return str(ipaddress.ip_network(self.word(value)))
+
+    def node_url(self, value) -> str:
+        found = JOIN.fullmatch(self.word(value))
+        port = (found[2] or ":8443")[1:] if found else ""
+        if not found or not 0 < int(port) < 65536:
+            raise ValueError("is the URL of a node of the cluster, https://192.0.2.11:8443")
+        if port != "8443":
+            raise ValueError("goes to port 8443: the box may reach its peers at 8443 and 8444 only")
+        return value
+
     def source(self, value) -> str:
         if not re.fullmatch(r"[a-zA-Z0-9.:-]{1,253}", self.word(value)):
             raise ValueError("holds something that is neither an address nor a host name")
@@ -179,3 +225,11 @@ class _Reader:
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError("takes ADDRESS:PORT, NETWORK/BITS:PORT, [IPv6]:PORT")
         return str(ipaddress.ip_network(address.strip("[]"))), int(port)
+
+
+if __name__ == "__main__":
+    try:
+        with open(sys.argv[1], encoding="utf-8") as given:
+            parse(given.read(), sys.argv[1])
+    except (SiteError, OSError, UnicodeDecodeError) as said:
+        sys.exit(str(said))
