@@ -1,5 +1,8 @@
 //! `samovar update`: updates of the appliance, over the API or, on the box itself, straight by its updater, which works
 //! without the daemon too.
+//!
+//! Of several nodes one at a time is started again: who restarts a box drains its node first, which takes the permit to go down.
+//! The box gives the permit back when the version that it then runs is found good.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,12 +13,14 @@ use samovar_node::rt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::client::{Client, Request, Target};
+use crate::client::{Client, Request, Target, key_path};
 use crate::output::{self, Format, Table, printable};
 use crate::update::{self, DIRECTORY, Order, Reply};
 
 /// How often the state is asked for while a bundle is written.
 const ASK_EVERY: Duration = Duration::from_secs(2);
+/// Reason of a permit that the box gives back by itself once it runs a good version (`confirm` of the image).
+const PERMIT_REASON: &str = "update: restart of the box";
 /// How long that may take.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(45 * 60);
 
@@ -32,6 +37,8 @@ pub(super) enum Update {
         #[arg(long)]
         restart: bool,
         #[command(flatten)]
+        permit: PermitArgs,
+        #[command(flatten)]
         target: Target,
     },
     /// Show slots, versions and the newest steps
@@ -45,13 +52,30 @@ pub(super) enum Update {
         #[arg(long)]
         restart: bool,
         #[command(flatten)]
-        target: Target,
-    },
-    /// Start the box again
-    Restart {
+        permit: PermitArgs,
         #[command(flatten)]
         target: Target,
     },
+    /// Start the box again
+    ///
+    /// With peers its node is drained first, for which the cluster must grant it the permit to go down.
+    Restart {
+        #[command(flatten)]
+        permit: PermitArgs,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// The permit to go down, which a restart asks the cluster for.
+#[derive(Debug, clap::Args)]
+pub(super) struct PermitArgs {
+    /// Restart although nothing can be written while the node is away
+    #[arg(long)]
+    accept_outage: bool,
+    /// Restart without asking the other nodes, whatever state they are in
+    #[arg(long, conflicts_with = "accept_outage")]
+    without_permit: bool,
 }
 
 /// Who is asked.
@@ -64,25 +88,22 @@ enum Way {
 pub(super) async fn run(command: &Update, format: Format) -> Result<()> {
     match command {
         Update::Status { target } => show(&Way::of(target)?.state().await?, format),
-        Update::Install { bundle, restart, target } => {
+        Update::Install { bundle, restart, permit, target } => {
             let way = Way::of(target)?;
             let bundle = way.bundle(bundle)?;
             way.send(&Order::Install { bundle: &bundle, by: "root" }).await?;
             let state = way.installed().await?;
-            way.restart_if(*restart, "the new version").await?;
+            way.restart_if(*restart, permit, target, "the new version").await?;
             show(&state, format)
         }
-        Update::Rollback { restart, target } => {
+        Update::Rollback { restart, permit, target } => {
             let way = Way::of(target)?;
             way.send(&Order::Rollback { by: "root" }).await?;
             let state = way.state().await?;
-            way.restart_if(*restart, "the other version").await?;
+            way.restart_if(*restart, permit, target, "the other version").await?;
             show(&state, format)
         }
-        Update::Restart { target } => {
-            Way::of(target)?.send(&Order::Restart { by: "root" }).await?;
-            Ok(())
-        }
+        Update::Restart { permit, target } => Way::of(target)?.restart(permit, target).await,
     }
 }
 
@@ -148,14 +169,55 @@ impl Way {
         }
     }
 
-    async fn restart_if(&self, wanted: bool, what: &str) -> Result<()> {
+    async fn restart_if(&self, wanted: bool, permit: &PermitArgs, target: &Target, what: &str) -> Result<()> {
         if wanted {
-            self.send(&Order::Restart { by: "root" }).await?;
-        } else {
-            output::note(&format!("{what} is started by: samovar update restart"));
+            return self.restart(permit, target).await;
         }
+        output::note(&format!("{what} is started by: samovar update restart"));
         Ok(())
     }
+
+    async fn restart(&self, permit: &PermitArgs, target: &Target) -> Result<()> {
+        if !permit.without_permit {
+            self.drain(permit, target).await?;
+        }
+        self.send(&Order::Restart { by: "root" }).await
+    }
+
+    /// Takes the node out of service if it has peers. A box whose daemon does not run is in service for nobody.
+    async fn drain(&self, permit: &PermitArgs, target: &Target) -> Result<()> {
+        let here;
+        let client = match self {
+            Self::Api(client) => client,
+            Self::Here => match Client::open(target) {
+                Ok(client) => {
+                    here = client;
+                    &here
+                }
+                Err(_) => return Ok(()),
+            },
+        };
+        let cluster = match client.send(Request::get("/v1/cluster")).await {
+            Ok(answer) => answer.json()?,
+            Err(crate::client::Error::Unreachable { .. }) if matches!(self, Self::Here) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(name) = drains(&cluster) else { return Ok(()) };
+        let body = json!({ "reason": PERMIT_REASON, "accept_outage": permit.accept_outage }).to_string();
+        let path = key_path("/v1/cluster/nodes", name) + "/drain";
+        let request = Request::write(Method::POST, path, body).header("content-type", "application/json")?;
+        client.send(request).await.context("the box is not started again")?;
+        Ok(())
+    }
+}
+
+/// Name of the node that answered, if it votes with others: such a one is drained before it goes down.
+fn drains(cluster: &Value) -> Option<&str> {
+    let name = cluster.get("answered_by")?.as_str()?;
+    let nodes = cluster.get("nodes")?.as_array()?;
+    let votes = |node: &&Value| node.get("voter").and_then(Value::as_bool) == Some(true);
+    let own = nodes.iter().filter(votes).any(|node| node.get("name").and_then(Value::as_str) == Some(name));
+    (own && nodes.iter().filter(votes).count() > 1).then_some(name)
 }
 
 fn show(state: &Value, format: Format) -> Result<()> {
@@ -198,6 +260,18 @@ fn render(state: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_with_peers_is_drained_before_it_goes_down() {
+        let node = |name: &str, voter: bool| json!({ "name": name, "voter": voter });
+        let cluster = |nodes: Vec<Value>| json!({ "answered_by": "box-01", "nodes": nodes });
+        let three = cluster(vec![node("box-01", true), node("box-02", true), node("box-03", true)]);
+        assert_eq!(drains(&three), Some("box-01"));
+        assert_eq!(drains(&cluster(vec![node("box-01", true), node("box-02", false)])), None, "the other only reads");
+        assert_eq!(drains(&cluster(vec![node("box-02", true), node("box-03", true)])), None, "this one does not vote");
+        assert_eq!(drains(&cluster(vec![node("box-01", true)])), None, "a node alone");
+        assert_eq!(drains(&json!({})), None);
+    }
 
     #[test]
     fn the_state_is_said_in_words() {
