@@ -2,6 +2,7 @@
 
 usage: lane.py DISK.raw [esp|stick]                         in a network namespace of its own; by default both parts
        lane.py DISK.raw update GOOD.raucb CRASHING.raucb    updates alone
+       lane.py DISK.raw bad KIND/samovar-V.raucb …          bad bundles, one after the other
 """
 
 import hashlib
@@ -39,6 +40,8 @@ def main() -> int:
             lane.esp_and_tpm()
         if part in ("", "stick"):
             lane.stick_and_bios()
+        if part == "bad":
+            Updates(lane).run_bad([Path(bundle).resolve() for bundle in sys.argv[3:]])
         if part == "update":
             Updates(lane, *(Path(bundle).resolve() for bundle in sys.argv[3:5])).run()
     except (RuntimeError, TimeoutError, subprocess.SubprocessError) as error:

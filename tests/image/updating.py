@@ -5,6 +5,7 @@ network, and rescue.
 import json
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from checks import point, step, tool, until
@@ -15,10 +16,31 @@ GRUBENV = "/efi/EFI/samovar/grubenv"
 FREE_MIB = 100
 
 
+@dataclass(frozen=True)
+class Bad:
+    """How a box leaves a bad bundle."""
+
+    # Starts of the bad slot.
+    tries: int
+    # What the box says, as a pattern.
+    why: str
+    # Steps on the ledger between `installed` and `fell-back`.
+    steps: tuple[str, ...]
+
+
+# By the name of the patch beside this file that the bundle is built with.
+BAD = {
+    "crash": Bad(1, "the daemon ended by itself", ("trial", "given-up")),
+    "hang": Bad(1, "(the daemon ended by itself|no progress within)", ("trial", "given-up")),
+    # Nothing of it ever ran, so there is nobody to say more.
+    "panic": Bad(3, "it did not come up in three tries", ()),
+}
+
+
 class Updates:
     """One box through its updates."""
 
-    def __init__(self, lane, good: Path, crashing: Path):
+    def __init__(self, lane, good: Path | None = None, crashing: Path | None = None):
         self.lane, self.good, self.crashing = lane, good, crashing
         self.box: Machine = lane.machine("box-update")
 
@@ -43,6 +65,18 @@ class Updates:
         self.crash()
         self.without_network()
         self.rescue()
+
+    def run_bad(self, bundles: list[Path]) -> None:
+        """Each bundle is installed, started, and left again by the box itself."""
+        step("first boot")
+        written = tool("image/site", "write", self.lane.site("box-update"), self.box.disk, "--allow-dev")
+        point("image/site writes the site file", written.returncode == 0, written.stderr)
+        self.boot("A")
+        self.identity = self.lane.identity(self.box)
+        self.receipt = self.lane.write_and_verify(self.box)
+        for bundle in bundles:
+            kind = bundle.parent.name
+            self.bad(bundle, f"an update that is bad: {kind}", "A", BAD[kind])
 
     def boot(self, slot: str) -> None:
         """Starts the machine unless it runs; waits until it serves from the slot."""
@@ -145,28 +179,36 @@ class Updates:
         self.confirmed("B", version(self.good))
 
     def crash(self) -> None:
-        step("an update whose daemon crashes")
+        self.bad(self.crashing, "an update whose daemon crashes", "B", BAD["crash"])
+
+    def bad(self, bundle: Path, what: str, good: str, bad: Bad) -> None:
+        """A box whose good slot is `good` installs a bundle that must be left again."""
+        step(what)
+        spare = "B" if good == "A" else "A"
         self.box.ssh("rm -f /var/tmp/*.raucb")
-        self.box.send(self.crashing, "/var/tmp/crashing.raucb")
-        self.box.ssh("samovar update install /var/tmp/crashing.raucb", patience_s=900)
+        self.box.send(bundle, "/var/tmp/bad.raucb")
+        self.box.ssh("samovar update install /var/tmp/bad.raucb", patience_s=900)
+        self.box.ssh("rm /var/tmp/bad.raucb")
         began = time.monotonic()
         self.box.ssh("samovar update restart", check=False)
-        self.box.console("samovar: slot A, try 1")
-        self.box.console("samovar: slot B, try 1")
+        for count in range(1, bad.tries + 1):
+            self.box.console(f"samovar: slot {spare}, try {count}")
+        self.box.console(f"samovar: slot {good}, try 1")
         self.box.reachable()
         self.lane.ready(self.box)
         print(f"restart to healthy fallback: {time.monotonic() - began:.0f} s")
         held = until(lambda: self.state()["state"] == "fell-back")
         state = self.state()
-        point("it fell back by itself", held and state["slot"] == "B" and state["spare"]["standing"] == "bad", state)
+        point("it fell back by itself", held and state["slot"] == good and state["spare"]["standing"] == "bad", state)
         self.kept()
-        point("slot A is not tried again", self.env().get("A_OK") == "0", self.env())
+        tried = self.env()
+        point(f"slot {spare} is not tried again", tried.get(f"{spare}_OK") == "0" or tried.get(f"{spare}_TRY") == "3", tried)
         said = self.box.ssh("journalctl -o cat -u samovar-confirm")
-        wanted = rf"version {re.escape(version(self.crashing))} fell back: the daemon ended by itself"
+        wanted = rf"version {re.escape(version(bundle))} fell back: {bad.why}"
         point("the journal says so", bool(re.search(wanted, said)), said[-500:])
         shown = until(lambda: bool(re.search(wanted.replace(" ", r"\s+"), self.box.text())))
         point("the console says so", shown, self.box.text()[-1500:])
-        self.on_ledger("installed", "trial", "given-up", "fell-back")
+        self.on_ledger("installed", *bad.steps, "fell-back")
 
     def without_network(self) -> None:
         step("three starts without a network, each ended by a power cut")
