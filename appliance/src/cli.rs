@@ -29,6 +29,7 @@ mod log_level;
 mod manual;
 mod node;
 mod proofs;
+mod recover;
 mod rotate;
 mod secret;
 mod status;
@@ -104,6 +105,7 @@ enum Command {
     /// The permit to go down, which one node at a time may have
     #[command(subcommand)]
     Permit(node::Permit),
+    Recover(recover::Recover),
     /// Look at configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -203,6 +205,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Kek(command) => kek::run(&command, format),
         Command::Verify(verify) => proofs::verify(&verify, format),
+        Command::Recover(recover) => recover::run(&recover, format),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { dir } => manual::man_pages(&dir),
         client => return online(client, format),
@@ -269,6 +272,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         | Command::Config(_)
         | Command::Kek(_)
         | Command::Verify(_)
+        | Command::Recover(_)
         | Command::Confirm(_)
         | Command::Completions { .. }
         | Command::Man { .. } => unreachable!("these were run already"),

@@ -31,6 +31,7 @@ pub(crate) use book::{Calls, Known, Report};
 
 use book::Book;
 use transport::Pool;
+pub(crate) use transport::REPORT;
 
 /// Whether a node is to be in service.
 #[derive(Debug, Clone, Copy)]
@@ -186,10 +187,10 @@ impl Peers {
         Ok(tls.insert(Arc::new(read)).clone())
     }
 
-    /// Whether a node has peers, or must hear from some.
+    /// Whether a node has peers, or must hear from some: after a recovery also those that it has no more, to tell them.
     pub(crate) fn are_wanted(node: &Node) -> bool {
         let members = node.members();
-        members.len() != 1 || members[0].node != node.id()
+        members.len() != 1 || members[0].node != node.id() || node.epoch() > 1
     }
 
     /// Notes the time to go by.

@@ -41,10 +41,12 @@ const ACME_ROLE: Role = Role("acme-certificate");
 
 /// Every secret file and what it is for. Files that take each other's place have one role; what lies beside them in the
 /// open (`node.json`, `ca.pem`, `node.pem`) says which is which.
-pub(crate) const FILES: [SecretFile; 11] = [
+pub(crate) const FILES: [SecretFile; 13] = [
     NODE_FILES[0],
     NODE_FILES[1],
     NODE_FILES[2],
+    NODE_FILES[3],
+    NODE_FILES[4],
     (CA_KEY, CA_ROLE),
     (CA_KEY_NEXT, CA_ROLE),
     (TLS_KEY, TLS_ROLE),

@@ -35,6 +35,7 @@ mod local;
 mod machine_clock;
 mod node_thread;
 mod notify;
+mod recover;
 mod reload;
 mod sealing;
 mod sockets;
@@ -45,6 +46,7 @@ pub(crate) use init::{Made, init, is_node_name};
 pub(crate) use join::{Join, Joined, join};
 pub(crate) use local::SOCKET_FILE;
 pub(crate) use machine_clock::{is_synchronised, somebody_knows};
+pub(crate) use recover::{Preview, Survivor, Wanted, read_known};
 pub(crate) use reload::Source;
 pub(crate) use sealing::settle;
 

@@ -273,6 +273,27 @@ pub(crate) enum Command {
         /// How many of the writes came together, one after the other; they add up to all.
         counts: Vec<u32>,
     },
+    /// A recovery, and then writes, in one block. Format 5. Only a node alone proposes it.
+    Recovery {
+        /// Wall clock of the proposer, milliseconds since 1970.
+        time_ms: u64,
+        /// Who did it.
+        author: String,
+        /// Verifier key of the log, whose name is the new origin.
+        log: String,
+        /// Verifier keys of the cosigners.
+        cosigners: Vec<String>,
+        /// The policy, as C2SP tlog-policy.
+        policy: String,
+        /// Why.
+        reason: String,
+        /// The last checkpoint of the log before.
+        last: String,
+        /// A larger one that somebody has.
+        known: Option<String>,
+        /// As in [`Command::LogKey`].
+        writes: Vec<WriteCommand>,
+    },
 }
 
 /// A [`Write`] as proposed: with the randomness that apply may not draw itself.
@@ -325,7 +346,7 @@ pub(crate) struct ProposalId {
 }
 
 /// The newest format. A command is written in the oldest that knows it, so that an older version reads what it can.
-const COMMAND_VERSION: u8 = 4;
+const COMMAND_VERSION: u8 = 5;
 
 impl Command {
     /// Encodes the command as it is written to the raft log.
@@ -340,6 +361,7 @@ impl Command {
             Self::Writes { .. } | Self::Cosigners { .. } => 1,
             Self::Messages { .. } => 4,
             Self::LogKey { writes, .. } => 2 + u8::from(writes.first().is_some_and(|row| !row.requirements.is_empty())),
+            Self::Recovery { .. } => 5,
         }
     }
 
@@ -355,7 +377,10 @@ impl Command {
     /// The writes in it.
     pub(crate) fn writes(&self) -> &[WriteCommand] {
         match self {
-            Self::Writes { writes, .. } | Self::LogKey { writes, .. } | Self::Messages { writes, .. } => writes,
+            Self::Writes { writes, .. }
+            | Self::LogKey { writes, .. }
+            | Self::Messages { writes, .. }
+            | Self::Recovery { writes, .. } => writes,
             Self::Cosigners { .. } => &[],
         }
     }

@@ -36,11 +36,28 @@ mod proofs;
 pub(crate) mod signed;
 
 pub use divergence::Divergence;
-pub(crate) use divergence::Soundness;
+pub(crate) use divergence::{DIVERGENCE, Soundness};
 pub(crate) use peers::{Examined, Shown};
 pub(crate) use proofs::needs;
 
 use promise::Promise;
+
+/// File of the largest head promised.
+pub(crate) const PROMISE: &str = "promise";
+
+/// The largest head that the node of a data directory signed or cosigned.
+pub(crate) fn promised(disk: &dyn Disk, data: &Path) -> Result<Option<Checkpoint>, Error> {
+    Ok(Promise::open(disk, &data.join(PROMISE))?.newest())
+}
+
+/// Promises a head for a node that does not run.
+///
+/// # Errors
+/// [`Error::Corrupt`] when it promised a larger one, or another of that size.
+pub(crate) fn promise_last(disk: &dyn Disk, data: &Path, head: &Checkpoint) -> Result<(), Error> {
+    let kept = Promise::open(disk, &data.join(PROMISE))?.make(head)?;
+    kept.map_err(|newer| broken(&format!("this node cosigned {} entries, but the log has {}", newer.size, head.size)))
+}
 
 /// How long a receipt waits for a checkpoint that covers it.
 const RECEIPT_WAIT: Duration = Duration::from_secs(30);
@@ -128,7 +145,7 @@ impl Notary {
         clock: Arc<Clock>,
     ) -> Result<Self, Error> {
         Ok(Self {
-            promise: Promise::open(disk.as_ref(), &data.join("promise"))?,
+            promise: Promise::open(disk.as_ref(), &data.join(PROMISE))?,
             promised: Mutex::new(None),
             soundness: Soundness::open(disk, data)?,
             clock,

@@ -75,28 +75,32 @@ pub(crate) struct InForce {
     pub cosigners: Vec<VerifierKey>,
     pub policy: Policy,
     policy_text: String,
-    /// What was in force before the change, while that is not handed over.
+    /// Whether the change waits for its hand-over checkpoint.
+    waits: bool,
+    /// What was in force before the change, while that is not handed over. Nothing after a recovery: nobody can hand over then.
     pub before: Option<Box<InForce>>,
 }
 
 impl InForce {
     fn parse(index: u64, line: &[u8]) -> Result<Option<Self>, Error> {
         let damaged = |e: &dyn std::fmt::Display| damaged_entry(index, e);
-        let Entry::Cosigners(change) = Entry::parse(line).map_err(|e| damaged(&e))? else { return Ok(None) };
+        let entry = Entry::parse(line).map_err(|e| damaged(&e))?;
+        let Some(change) = entry.keys() else { return Ok(None) };
         let cosigners = change.cosigners.iter().map(|key| VerifierKey::parse(key));
         Ok(Some(Self {
             change: Some(index),
             log: VerifierKey::parse(&change.log).map_err(|e| damaged(&e))?,
             cosigners: cosigners.collect::<Result<_, _>>().map_err(|e| damaged(&e))?,
             policy: Policy::parse(change.policy.as_bytes()).map_err(|e| damaged(&e))?,
-            policy_text: change.policy.into_owned(),
+            policy_text: change.policy.clone().into_owned(),
+            waits: false,
             before: None,
         }))
     }
 
-    /// The change that a checkpoint as of here hands over for.
+    /// The change that a checkpoint as of here hands over for. After a recovery that is the first one of the new keys.
     pub(crate) fn hands_over(&self) -> Option<u64> {
-        self.change.filter(|_| self.before.is_some())
+        self.change.filter(|_| self.waits)
     }
 
     /// Itself and, while it is not handed over, what was before.
@@ -154,11 +158,12 @@ impl Ledger {
         if kept.is_none_or(|kept| kept.revision >= size) {
             let line = entries::one(&self.rows, revision)?.line;
             let before = previous_of(&line, log_key::KEY).map_err(|e| damaged_entry(revision, &e))?;
-            keys.before = match before {
+            let before = match before {
                 Some(before) => Some(self.keys_changed(before)?),
                 None => self.first_keys()?,
-            }
-            .map(Box::new);
+            };
+            keys.waits = true;
+            keys.before = before.filter(|before| before.log.name() == keys.log.name()).map(Box::new);
         }
         Ok(Some(keys))
     }

@@ -15,8 +15,10 @@ use crate::command::{ENTRY_BYTES_MAX, Key, MEDIA_TYPE_BYTES_MAX, OPERATIONS_MAX,
 use crate::merkle::Hash;
 
 mod committed;
+mod recovery;
 
 pub use committed::{MapValue, commitment};
+pub use recovery::{REASON_BYTES_MAX, Recovery};
 
 /// Longest author id, in bytes.
 pub const AUTHOR_BYTES_MAX: usize = 128;
@@ -37,6 +39,8 @@ pub enum Entry<'a> {
     Membership(Membership),
     /// A change of the keys that sign the log.
     Cosigners(Cosigners<'a>),
+    /// A log that is gone on with by other keys, after its quorum was lost.
+    Recovery(Recovery<'a>),
 }
 
 /// A transaction that was applied.
@@ -235,6 +239,7 @@ impl<'a> Entry<'a> {
             Self::Block(block) => block.write(out),
             Self::Membership(membership) => membership.write(out),
             Self::Cosigners(cosigners) => cosigners.write(out),
+            Self::Recovery(recovery) => recovery.write(out),
         }
     }
 
@@ -253,6 +258,8 @@ impl<'a> Entry<'a> {
             Self::Membership(Membership::read(&mut r)?)
         } else if r.accept(r#"cosigners","#) {
             Self::Cosigners(Cosigners::read(&mut r)?)
+        } else if r.accept(r#"recovery","#) {
+            Self::Recovery(Recovery::read(&mut r)?)
         } else {
             return Err(Malformed::new(r.at(), "a type of entry that this version knows"));
         };
@@ -268,6 +275,16 @@ impl<'a> Entry<'a> {
             Self::Block(b) => b.time_ms,
             Self::Membership(m) => m.time_ms,
             Self::Cosigners(c) => c.time_ms,
+            Self::Recovery(r) => r.keys.time_ms,
+        }
+    }
+
+    /// The keys of the log from here on, where they change.
+    #[must_use]
+    pub fn keys(&self) -> Option<&Cosigners<'a>> {
+        match self {
+            Self::Cosigners(keys) | Self::Recovery(Recovery { keys, .. }) => Some(keys),
+            _ => None,
         }
     }
 
@@ -415,7 +432,13 @@ impl Membership {
 
 impl<'a> Cosigners<'a> {
     fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(br#"{"type":"cosigners","time":"#);
+        out.extend_from_slice(br#"{"type":"cosigners","#);
+        self.write_fields(out);
+        out.push(b'}');
+    }
+
+    fn write_fields(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(br#""time":"#);
         push_number(out, self.time_ms);
         out.extend_from_slice(br#","author":"#);
         push_string(out, &self.author);
@@ -425,10 +448,15 @@ impl<'a> Cosigners<'a> {
         push_list(out, &self.cosigners, |out, vkey| push_string(out, vkey));
         out.extend_from_slice(br#","policy":"#);
         push_string(out, &self.policy);
-        out.push(b'}');
     }
 
     fn read(r: &mut Reader<'a>) -> Result<Self, Malformed> {
+        let keys = Self::read_fields(r)?;
+        r.expect("}")?;
+        Ok(keys)
+    }
+
+    fn read_fields(r: &mut Reader<'a>) -> Result<Self, Malformed> {
         r.expect(r#""time":"#)?;
         let time_ms = r.number()?;
         r.expect(r#","author":"#)?;
@@ -439,7 +467,6 @@ impl<'a> Cosigners<'a> {
         let cosigners = r.array(MEMBERS_MAX, |r| r.name("a verifier key", VKEY_BYTES_MAX))?;
         r.expect(r#","policy":"#)?;
         let policy = r.string()?;
-        r.expect("}")?;
         Ok(Self { time_ms, author, log, cosigners, policy })
     }
 }

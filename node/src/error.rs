@@ -60,6 +60,9 @@ pub enum Error {
     /// archive.
     #[error("{0}")]
     DamagedStore(String),
+    /// The ledger was recovered without this node, which must not serve again; the text says what to do.
+    #[error("{0}")]
+    Superseded(String),
     /// The operating system refused a file operation.
     #[error("{context}: {message}")]
     Io {

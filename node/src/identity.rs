@@ -17,6 +17,7 @@ use crate::durable;
 use crate::error::Error;
 use crate::note::{Scheme, Signer, VerifierKey};
 use crate::policy::Policy;
+use crate::raft::ClusterId;
 use crate::rt;
 use crate::seal::{COSIGNING_KEY, LOG_KEY, Role, Seal, zero};
 use crate::view::LogInfo;
@@ -44,6 +45,18 @@ pub(crate) struct Identity {
     /// Whether the node joined a cluster that another began: its raft log comes from its peers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub joined: bool,
+    /// Number of the epoch: one more than the recoveries of the ledger.
+    #[serde(default = "first_epoch", skip_serializing_if = "is_first_epoch")]
+    pub epoch: u64,
+}
+
+const fn first_epoch() -> u64 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_first_epoch(epoch: &u64) -> bool {
+    *epoch == first_epoch()
 }
 
 /// What a node must know to join a cluster. Holds the log key: whoever has it can sign in the cluster's name.
@@ -56,6 +69,9 @@ pub struct Admission {
     pub(crate) origin: String,
     /// Private half of the log key.
     pub(crate) log_seed: [u8; SEED_BYTES],
+    /// As in [`Identity`].
+    #[serde(default = "first_epoch", skip_serializing_if = "is_first_epoch")]
+    pub(crate) epoch: u64,
 }
 
 /// The private keys.
@@ -78,9 +94,12 @@ pub(crate) struct Place<'a> {
 const LOG: &str = "log";
 const NEXT: &str = "log.next";
 const COSIGNER: &str = "cosigner";
+/// Of the epoch that a recovery is to begin.
+const LOG_RECOVERED: &str = "log.recovered";
+const COSIGNER_RECOVERED: &str = "cosigner.recovered";
 
 fn role(which: &str) -> Role {
-    if which == COSIGNER { COSIGNING_KEY } else { LOG_KEY }
+    if matches!(which, COSIGNER | COSIGNER_RECOVERED) { COSIGNING_KEY } else { LOG_KEY }
 }
 
 fn identity_path(data: &Path) -> PathBuf {
@@ -94,7 +113,8 @@ fn key_path(data: &Path, which: &str) -> PathBuf {
 impl Identity {
     /// Makes keys and identity of a new ledger.
     pub(crate) fn create(place: Place<'_>, name: &str, origin: &str) -> Result<Self, Error> {
-        Self::make(place, name, &Admission { node: 1, origin: origin.to_owned(), log_seed: draw_seed() }, false)
+        let (origin, epoch) = (origin.to_owned(), first_epoch());
+        Self::make(place, name, &Admission { node: 1, origin, log_seed: draw_seed(), epoch }, false)
     }
 
     /// Makes the identity of a node that joins a cluster, with a cosigning key of its own.
@@ -109,7 +129,7 @@ impl Identity {
         }
         let keys = data.join("keys");
         disk.create_directory(&keys).map_err(|e| Error::io(format!("making {}", keys.display()), &e))?;
-        let Admission { node, origin, log_seed } = admission;
+        let Admission { node, origin, log_seed, epoch } = admission;
         let log = keep_key(place, LOG, origin, Scheme::Ed25519, log_seed)?;
         let cosigner = keep_key(place, COSIGNER, &format!("{origin}/{name}"), Scheme::Cosignature, &draw_seed())?;
         let identity = Self {
@@ -121,6 +141,7 @@ impl Identity {
             cosigner: cosigner.verifier_key().to_string(),
             begun: false,
             joined,
+            epoch: *epoch,
         };
         identity.save(disk, data)?;
         Ok(identity)
@@ -129,7 +150,7 @@ impl Identity {
     /// What this node tells one that joins. The caller sees to it that nobody else reads it.
     pub(crate) fn admission(&self, place: Place<'_>, node: u64) -> Result<Admission, Error> {
         let log_seed = read_seed(place, LOG)?.ok_or_else(|| damaged(place.data, LOG, "is missing"))?;
-        Ok(Admission { node, origin: self.origin.clone(), log_seed })
+        Ok(Admission { node, origin: self.origin.clone(), log_seed, epoch: self.epoch })
     }
 
     pub(crate) fn save(&self, disk: &dyn Disk, data: &Path) -> Result<(), Error> {
@@ -176,6 +197,11 @@ impl Identity {
         Ok(identity)
     }
 
+    /// Names the cluster in messages.
+    pub(crate) fn cluster(&self) -> ClusterId {
+        ClusterId::of(self.epoch, &self.origin)
+    }
+
     /// Keys and policy as a verifier needs them.
     pub(crate) fn log_info(&self, keys: &Keys) -> LogInfo {
         let cosigner = keys.cosigner.verifier_key().clone();
@@ -211,6 +237,26 @@ fn keep_key(
 /// Makes the log key that is to follow and its file, durably. The chain log does not name it yet.
 pub(crate) fn make_next(place: Place<'_>, origin: &str, seed: &[u8; SEED_BYTES]) -> Result<Signer, Error> {
     keep_key(place, NEXT, origin, Scheme::Ed25519, seed)
+}
+
+/// Makes log key and cosigning key of an epoch that a recovery is to begin, and their files; gives the public halves.
+pub(crate) fn make_recovered(place: Place<'_>, origin: &str, name: &str) -> Result<(VerifierKey, VerifierKey), Error> {
+    let log = keep_key(place, LOG_RECOVERED, origin, Scheme::Ed25519, &draw_seed())?;
+    let cosigner = keep_key(place, COSIGNER_RECOVERED, &format!("{origin}/{name}"), Scheme::Cosignature, &draw_seed())?;
+    Ok((log.verifier_key().clone(), cosigner.verifier_key().clone()))
+}
+
+/// Puts the keys of a recovery in the places of those before, which are destroyed. May be cut anywhere, and is then done again.
+pub(crate) fn take_recovered(disk: &dyn Disk, data: &Path) -> Result<(), Error> {
+    for (new, old) in [(LOG_RECOVERED, LOG), (COSIGNER_RECOVERED, COSIGNER)] {
+        let (new, old) = (key_path(data, new), key_path(data, old));
+        if durable::read(disk, &new)?.is_some() {
+            overwrite(disk, &old)?;
+            let renamed = disk.rename(&new, &old).and_then(|()| disk.sync_directory(&data.join("keys")));
+            renamed.map_err(|e| Error::io(format!("replacing {}", old.display()), &e))?;
+        }
+    }
+    if has_next(disk, data)? { discard_next(disk, data) } else { Ok(()) }
 }
 
 /// The private half of the log key in force, or of the one that is to follow.

@@ -119,9 +119,9 @@ impl Ledger {
         let Some(slot) = self.map.get(&key_hash(&key()))? else { return Ok(None) };
         let index = slot.revision.saturating_sub(1);
         let line = entries::one(&self.rows, index)?.line;
-        match Entry::parse(&line).map_err(|e| damaged_entry(index, &e))? {
-            Entry::Cosigners(change) => Ok(Some(Change { index, log: change.log.into_owned() })),
-            _ => Err(damaged_entry(index, &"the entry after it puts a new log key, and it is no change of keys")),
+        match Entry::parse(&line).map_err(|e| damaged_entry(index, &e))?.keys() {
+            Some(keys) => Ok(Some(Change { index, log: keys.log.clone().into_owned() })),
+            None => Err(damaged_entry(index, &"the entry after it puts a new log key, and it is no change of keys")),
         }
     }
 
@@ -136,10 +136,19 @@ impl Ledger {
         }
     }
 
-    /// Indexes of the changes of the log key, oldest first, of which at most `limit` newest.
+    /// Indexes of the changes of the log key, oldest first, of which at most `limit` newest. One that was never handed over, since
+    /// a recovery came instead, is not followed and not among them.
     pub(crate) fn log_changes(&self, limit: usize) -> Result<Vec<u64>, Error> {
         let page = self.history(&key(), None, limit)?;
-        Ok(page.versions.iter().rev().map(|version| version.revision.saturating_sub(1)).collect())
+        let mut changes = Vec::with_capacity(page.versions.len());
+        for (n, version) in page.versions.iter().enumerate() {
+            let index = version.revision.saturating_sub(1);
+            if n == 0 || self.revision_of(&checkpoint_key(index))?.is_some() {
+                changes.push(index);
+            }
+        }
+        changes.reverse();
+        Ok(changes)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use crate::blobs::Cid;
 use crate::command::{Command, Committed, Idempotency, Key, OperationCommand, Outcome, Refusal, WriteCommand};
-use crate::entry::{self, Change, Cosigners, Entry, Membership, Transaction};
+use crate::entry::{self, Change, Cosigners, Entry, Membership, Recovery, Transaction};
 use crate::error::Error;
 use crate::ledger::{Ledger, key_hash};
 use crate::planted::{Bug, planted};
@@ -50,7 +50,8 @@ impl Ledger {
                 Command::Writes { time_ms, .. }
                 | Command::Messages { time_ms, .. }
                 | Command::Cosigners { time_ms, .. }
-                | Command::LogKey { time_ms, .. },
+                | Command::LogKey { time_ms, .. }
+                | Command::Recovery { time_ms, .. },
             ) => *time_ms,
             Input::Nothing | Input::Membership { .. } => 0,
         };
@@ -68,6 +69,21 @@ impl Ledger {
             Input::Command(Command::LogKey { author, log, cosigners, policy, writes, .. }) => {
                 draft.change_of_keys(|draft| draft.cosigners(author, log, cosigners, policy), writes)?
             }
+            Input::Command(Command::Recovery {
+                author, log, cosigners, policy, reason, last, known, writes, ..
+            }) => {
+                let recovery = |draft: &mut Draft<'_>| {
+                    let keys = draft.keys(author, log, cosigners, policy);
+                    let known = known.as_deref().map(Into::into);
+                    draft.key_change(Entry::Recovery(Recovery {
+                        keys,
+                        reason: reason.into(),
+                        last: last.into(),
+                        known,
+                    }))
+                };
+                draft.change_of_keys(recovery, writes)?
+            }
             Input::Command(Command::Writes { writes, .. }) => draft.writes(writes)?,
             Input::Command(Command::Messages { writes, counts, .. }) => draft.messages(writes, counts)?,
         };
@@ -81,14 +97,23 @@ impl Ledger {
 
 impl Draft<'_> {
     fn cosigners(&mut self, author: &str, log: &str, cosigners: &[String], policy: &str) -> Outcome {
-        let transaction = self.next_index();
-        self.add_line(Entry::Cosigners(Cosigners {
+        let keys = self.keys(author, log, cosigners, policy);
+        self.key_change(Entry::Cosigners(keys))
+    }
+
+    fn keys<'c>(&self, author: &'c str, log: &'c str, cosigners: &'c [String], policy: &'c str) -> Cosigners<'c> {
+        Cosigners {
             time_ms: self.time_ms,
             author: author.into(),
             log: log.into(),
             cosigners: cosigners.iter().map(|c| c.as_str().into()).collect(),
             policy: policy.into(),
-        }));
+        }
+    }
+
+    fn key_change(&mut self, entry: Entry<'_>) -> Outcome {
+        let transaction = self.next_index();
+        self.add_line(entry);
         self.system_revision = transaction;
         Outcome::Committed(Committed { transaction, block: self.chain.head.height + 1, created: Vec::new() })
     }

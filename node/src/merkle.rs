@@ -9,7 +9,7 @@ use crate::tiles::{TILE_WIDTH, width_at};
 
 mod proofs;
 
-pub use proofs::{ProofError, consistency_proof, inclusion_proof, verify_consistency, verify_inclusion};
+pub use proofs::{ProofError, consistency_proof, inclusion_proof, root_before, verify_consistency, verify_inclusion};
 
 /// A SHA-256 hash.
 pub type Hash = [u8; 32];

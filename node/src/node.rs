@@ -30,10 +30,12 @@ use crate::view::{ApplyStages, BlockRow, Consistency, Head, HistoryPage, KeyPage
 mod blobs;
 mod cluster;
 mod log_key;
+mod recover;
 mod rounds;
 mod tasks;
 mod vital;
 
+pub use recover::{Operations, Recover, Recovered, Rows};
 use tasks::{let_go, open_ledger, until};
 
 /// Who holds the ledger of a node that does nothing: the node, its notary, its consensus twice.
@@ -167,6 +169,7 @@ impl Node {
     /// [`Node::start_with`] over any rows.
     pub(crate) async fn start_on(ground: Ground, identity: Identity, keys: Keys) -> Result<Self, Error> {
         let Ground { disk, config, shelf, transport } = ground;
+        recover::check_may_start(disk.as_ref(), &config.data)?;
         let (ledger, consensus) = open_ledger(&disk, &config, &identity, shelf, transport).await?;
         if planted(Bug::OutcomesLostAtRestart) {
             ledger.forget_outcomes()?;
@@ -537,6 +540,7 @@ impl Inner {
             rt::spawn(until(stopping.clone(), tasks::stand_for_election(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::checkpoints(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), tasks::watch_epoch(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_clocks(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::scrub(Arc::clone(self)))),

@@ -31,6 +31,7 @@ mod answer;
 mod clocks;
 mod core;
 mod elect;
+mod epoch;
 mod forward;
 mod hand_over;
 mod log;
@@ -46,14 +47,16 @@ use answer::Responder;
 use clocks::Clocks;
 use core::Core;
 use elect::{Draining, Heard};
+pub(crate) use epoch::ClusterId;
 pub(crate) use forward::Desk;
 use hand_over::Permits;
-use log::RaftLog;
+pub(crate) use log::RaftLog;
 use peers::Link;
 pub(crate) use propose::{Job, Ping, Proposer, ReadJob, batcher, only};
 pub(crate) use rounds::{Question, Reply, Secret};
 use standing::Standing;
 use state::Durable;
+pub(crate) use state::latest_members;
 
 openraft::declare_raft_types!(
     /// The ledger's Raft.
@@ -110,6 +113,8 @@ pub(crate) struct Own {
     pub begun: bool,
     /// Whether it joins a cluster that others began: its raft log comes from them.
     pub joined: bool,
+    /// Its cluster.
+    pub cluster: ClusterId,
 }
 
 /// This node's part in the consensus.
@@ -153,7 +158,7 @@ impl Consensus {
         if let Some(applied) = durable.advance(&head)? {
             log.release(applied, false).await?;
         }
-        let core = Core::start(own.node, Link::new(transport), log, durable.clone()).await?;
+        let core = Core::start(own.node, Link::new(transport, own.cluster), log, durable.clone()).await?;
         let (heard, permits, receiving) = (Heard::new(), Permits::default(), Arc::default());
         let responder = Responder { core: core.clone(), heard, permits, receiving };
         let clocks = Clocks::new(core.clone());
@@ -232,9 +237,12 @@ impl Consensus {
         F: Future<Output = Reply>,
     {
         let (refused, standing) = (message::Answer::Refused, &self.core.link().standing);
+        if let Some(answer) = self.refuse_other_cluster(desk.from, message) {
+            return answer;
+        }
         let answer = match message::decode_request(message) {
             Err(error) => refused(message::Refused::Unavailable(error.to_string())),
-            Ok((start, request)) => match (standing.hear(desk.from, start), request) {
+            Ok((asker, request)) => match (standing.hear(desk.from, asker.start), request) {
                 (Err(why), _) => refused(why),
                 (Ok(()), message::Request::Round(question)) => {
                     let member = self.members().iter().any(|member| member.node == desk.from);
@@ -249,6 +257,18 @@ impl Consensus {
             },
         };
         message::encode(&answer)
+    }
+
+    /// The answer to a question of a node of another cluster; `None`: it is of this one.
+    pub(crate) fn refuse_other_cluster(&self, from: u64, message: &Bytes) -> Option<Bytes> {
+        let cluster = message::asker(message)?.cluster;
+        let refused = self.core.link().epoch.hear(from, cluster).err()?;
+        Some(message::encode(&message::Answer::Refused(refused)))
+    }
+
+    /// Resolves when the ledger went on without this node, with what that means.
+    pub(crate) fn superseded(&self) -> impl Future<Output = String> + Send + 'static {
+        self.core.link().epoch.superseded()
     }
 
     async fn answer_member(&self, request: message::Request, desk: &Desk) -> message::Answer {

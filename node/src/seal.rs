@@ -43,8 +43,13 @@ pub(crate) const LOG_KEY: Role = Role("log-key");
 pub(crate) const COSIGNING_KEY: Role = Role("cosigning-key");
 /// The secret files of the node. The log key that is to follow has the role of the one that it follows: `node.json` and the
 /// chain log say which is which.
-pub const NODE_FILES: [SecretFile; 3] =
-    [("keys/log", LOG_KEY), ("keys/log.next", LOG_KEY), ("keys/cosigner", COSIGNING_KEY)];
+pub const NODE_FILES: [SecretFile; 5] = [
+    ("keys/log", LOG_KEY),
+    ("keys/log.next", LOG_KEY),
+    ("keys/cosigner", COSIGNING_KEY),
+    ("keys/log.recovered", LOG_KEY),
+    ("keys/cosigner.recovered", COSIGNING_KEY),
+];
 
 /// A key-encryption key.
 pub struct Kek {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 pub use crate::cosign::Divergence;
 
+use crate::checkpoint::Checkpoint;
 use crate::command::Key;
 
 /// Which state a read must see.
@@ -414,4 +415,60 @@ pub struct Member {
     pub address: String,
     /// Whether it votes; if not, it is a learner.
     pub voter: bool,
+}
+
+/// A place in a raft log; ordered as Raft orders logs, the more advanced one being the larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RaftPlace {
+    /// Term of the leader that proposed the entry.
+    pub term: u64,
+    /// That leader.
+    pub node: u64,
+    /// Index of the entry.
+    pub index: u64,
+}
+
+/// What a node that does not run has of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// Id of the node.
+    pub node: u64,
+    /// Its name.
+    pub name: String,
+    /// Origin of the log.
+    pub origin: String,
+    /// Number of the epoch.
+    pub epoch: u64,
+    /// Verifier key of the log.
+    pub log_key: String,
+    /// Newest Raft term in which the node voted.
+    pub term: u64,
+    /// The newest entry of its raft log. A recovery keeps all up to there.
+    pub last: Option<RaftPlace>,
+    /// Raft index that it knows to be committed; what comes after it may have been acknowledged or not.
+    pub committed: Option<u64>,
+    /// Raft index up to which it is applied.
+    pub applied: u64,
+    /// Transactions in the raft log that are not applied yet.
+    pub waiting_writes: u64,
+    /// Height of the newest block that is applied.
+    pub height: u64,
+    /// Entries of the chain log that are applied.
+    pub size: u64,
+    /// Most entries that it can have once all of the raft log is applied.
+    pub size_max: u64,
+    /// Time of the newest block, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Merkle root of the log of `size` entries.
+    pub root: [u8; 32],
+    /// State root of the newest block.
+    pub state_root: [u8; 32],
+    /// The largest head that the node signed or cosigned.
+    pub promised: Option<Checkpoint>,
+    /// The members, as the newest membership in its raft log says.
+    pub members: Vec<Member>,
+    /// Whether its state was found to differ from its peers'.
+    pub diverged: bool,
+    /// Whether a recovery was begun here and is not through.
+    pub unfinished: bool,
 }

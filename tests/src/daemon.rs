@@ -287,6 +287,18 @@ impl Daemon {
         (self.settings.host(), self.port).into()
     }
 
+    /// How it ended, if it ended by itself.
+    ///
+    /// # Errors
+    /// When that cannot be asked.
+    pub fn has_ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        let ended = self.child.as_mut().map(Child::try_wait).transpose()?.flatten();
+        if ended.is_some() {
+            self.child = None;
+        }
+        Ok(ended)
+    }
+
     /// The port it listens on.
     #[must_use]
     pub fn port(&self) -> u16 {

@@ -283,6 +283,7 @@ impl From<Error> for Problem {
                 let detail = format!("{text}; repeat it with the same Idempotency-Key");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "outcome-unknown", detail).retry_after(1)
             }
+            Error::Superseded(_) => Self::unavailable(text),
             Error::Corrupt(_) | Error::DamagedStore(_) | Error::Io { .. } => Self::internal(&text),
         }
     }

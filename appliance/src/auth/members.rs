@@ -2,7 +2,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use samovar_node::{Node, rt};
+use samovar_node::node::Rows;
+use samovar_node::{Error, Key, Node, Operation, rt};
 use serde::{Deserialize, Serialize};
 
 use super::rows::{SECRET_BYTES, SECRET_CHARS, fresh_id, hex, is_short_id, same, sha256};
@@ -102,6 +103,30 @@ impl Stored<NodeRow> {
 pub(crate) async fn node_named(node: &Node, name: &str) -> Result<Stored<NodeRow>, Problem> {
     let rows = NODES.all(node).await?;
     rows.into_iter().find(|stored| stored.row.is_current() && stored.row.name == name).ok_or_else(|| NODES.missing())
+}
+
+/// What a recovery from the node `own` makes of the rows about nodes: all others are removed, and none of them has the permit.
+///
+/// # Errors
+/// [`Error::Corrupt`] when a row is no such row.
+pub(crate) fn without_others(rows: &Rows<'_>, own: u64, now_ms: u64) -> Result<Vec<Operation>, Error> {
+    let damaged = |key: &Key| Error::Corrupt(format!("the row {} is damaged", key.as_str()));
+    let mut operations = Vec::new();
+    for (key, value) in rows(NODES.prefix())? {
+        let row: NodeRow = serde_json::from_slice(&value).map_err(|_| damaged(&key))?;
+        let id = key.as_str().strip_prefix(NODES.prefix()).unwrap_or_default();
+        if row.is_current() && id != own.to_string() {
+            let gone = NodeRow { removed_ms: Some(now_ms), ..row };
+            operations.push(NODES.put(id, &gone).map_err(|_| damaged(&key))?);
+        }
+    }
+    for (key, value) in rows(PERMITS.prefix())? {
+        let row: PermitRow = serde_json::from_slice(&value).map_err(|_| damaged(&key))?;
+        if row.node != own {
+            operations.push(Operation::Delete { key });
+        }
+    }
+    Ok(operations)
 }
 
 /// A join token as its text says it.

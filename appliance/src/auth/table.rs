@@ -50,6 +50,11 @@ impl<R: Serialize + DeserializeOwned> Table<R> {
         Self { prefix, missing, is_id, rows_max, row: PhantomData }
     }
 
+    /// What the keys of its rows begin with.
+    pub(crate) const fn prefix(&self) -> &'static str {
+        self.prefix
+    }
+
     /// The reserved key of a row.
     ///
     /// # Errors

@@ -61,6 +61,10 @@ pub(super) struct Verify {
     /// Receipts of changes of the log's keys, in order of file name, each checked under the policy before it
     #[arg(long, value_name = "DIR")]
     chain: Option<PathBuf>,
+    /// Verifier key of the log, or a file with one, that came with a recovery after a lost quorum and that whoever runs the
+    /// ledger confirmed by another way; once for each recovery
+    #[arg(long, value_name = "LOGKEY")]
+    recovered: Vec<String>,
 }
 
 pub(super) async fn receipt(receipt: &Receipt) -> anyhow::Result<()> {
@@ -89,7 +93,8 @@ pub(super) fn verify(verify: &Verify, format: Format) -> anyhow::Result<()> {
     };
     let changes = verify.chain.as_deref().map(chain_files).transpose()?.unwrap_or_default();
     let refused = || format!("{}: refused", verify.chain.as_deref().unwrap_or(Path::new("")).display());
-    let trusted = verifier.verify_chain(&changes).with_context(refused)?;
+    let recovered = verify.recovered.iter().map(|key| log_key(key)).collect::<anyhow::Result<Vec<_>>>()?;
+    let trusted = verifier.verify_chain_with(&changes, &recovered).with_context(refused)?;
     let file = read_bounded(&verify.file, FILE_BYTES_MAX)?;
     let verified = trusted.verify(&file).with_context(|| format!("{}: refused", verify.file.display()))?;
     match format {

@@ -212,6 +212,7 @@ pub(super) fn report(peers: &Peers, node: &Node) -> Report {
         leader: status.leader,
         term: status.term,
         height: status.head.height,
+        raft_index: status.raft_index,
         free_bytes: status.free_bytes,
         disk_bytes: disk_bytes(peers.0.secrets.data()),
         errors: peers.0.errors.get().to_vec(),

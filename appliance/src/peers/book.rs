@@ -30,6 +30,9 @@ pub(crate) struct Report {
     pub(crate) term: u64,
     /// Height of its newest block.
     pub(crate) height: u64,
+    /// Newest index of its raft log.
+    #[serde(default)]
+    pub(crate) raft_index: u64,
     /// Free space for its data directory, in bytes.
     pub(crate) free_bytes: u64,
     /// Size of that file system, if it is known.

@@ -98,6 +98,13 @@ async fn answer(peers: &Peers, node: &Node, from: u64, request: Request<Incoming
     let members = || node.members();
     // One that is still a member while its removal is under way is heard: it may lead.
     if peers.0.book.is_removed(from) && !members().iter().any(|member| member.node == from) {
+        // One that a recovery left behind must hear of that, since its cluster may go on without this node.
+        if (request.method(), request.uri().path()) == (&Method::POST, MESSAGE)
+            && let Ok(message) = message(request.into_body()).await
+            && let Some(answer) = node.refuse_other_cluster(from, &message)
+        {
+            return Response::new(Full::new(answer));
+        }
         let mut refused = text(StatusCode::FORBIDDEN, "this node was removed from the cluster");
         refused.headers_mut().insert(REFUSED, HeaderValue::from_static(REMOVED));
         return refused;

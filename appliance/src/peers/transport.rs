@@ -23,7 +23,7 @@ use crate::tls::{key_hash, server_name};
 /// Where messages of the consensus go.
 pub(super) const MESSAGE: &str = "/v1/message";
 /// Where a node says how it is.
-pub(super) const REPORT: &str = "/v1/report";
+pub(crate) const REPORT: &str = "/v1/report";
 /// Where a voter gets what all voters have.
 pub(super) const SECRETS: &str = "/v1/secrets";
 /// Where a node is taken out of service for a while, and put back.
@@ -64,7 +64,7 @@ impl Transport for Peers {
 
 impl Peers {
     /// Sends a request to a peer and waits for its whole answer, which must be a success.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &self,
         to: &Peer,
         method: Method,

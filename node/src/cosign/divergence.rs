@@ -18,6 +18,9 @@ use crate::durable;
 use crate::error::Error;
 use crate::merkle::Hash;
 
+/// File of two heads that contradict each other.
+pub(crate) const DIVERGENCE: &str = "divergence.json";
+
 /// Two heads of one log that contradict each other, as kept in the file `divergence.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Divergence {
@@ -58,7 +61,7 @@ pub(crate) struct Soundness {
 
 impl Soundness {
     pub(super) fn open(disk: &Arc<dyn Disk>, data: &Path) -> Result<Self, Error> {
-        let path = data.join("divergence.json");
+        let path = data.join(DIVERGENCE);
         let found = match durable::read(disk.as_ref(), &path)? {
             Some(bytes) => {
                 let found: Divergence = serde_json::from_slice(&bytes).map_err(|e| {

@@ -126,7 +126,7 @@ pub(crate) fn needs(record: &view::Record) -> u64 {
 }
 
 fn is_key_change(line: &[u8]) -> bool {
-    matches!(Entry::parse(line), Ok(Entry::Cosigners(_)))
+    Entry::parse(line).is_ok_and(|entry| entry.keys().is_some())
 }
 
 /// Entries that a kept checkpoint covers.

@@ -102,7 +102,7 @@ impl Draft<'_> {
         self.push_line(stored.line, slot);
         match Entry::parse(&line).map_err(|e| damaged_entry(index, &e))? {
             Entry::Transaction(transaction) => self.transaction_again(index, slot, &transaction),
-            Entry::Cosigners(_) => {
+            Entry::Cosigners(_) | Entry::Recovery(_) => {
                 self.system_revision = index;
                 Ok(0)
             }

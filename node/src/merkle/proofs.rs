@@ -175,6 +175,25 @@ pub fn verify_inclusion(leaf: &Hash, index: u64, size: u64, path: &[Hash], root:
     last == 0 && hash == *root
 }
 
+/// Root of the first `index` leaves, as the inclusion path of leaf `index` in a tree of `size` leaves has it: the hashes to the
+/// left of the path are those of the perfect trees that the first leaves make. Means nothing unless [`verify_inclusion`]
+/// holds for the path. `None` for the first leaf.
+#[must_use]
+pub fn root_before(index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
+    let (mut node, mut last) = (index, size.checked_sub(1)?);
+    let mut before: Option<Hash> = None;
+    for sibling in path {
+        if node & 1 == 1 || node == last {
+            before = Some(before.map_or(*sibling, |right| node_hash(sibling, &right)));
+            let up = if node & 1 == 1 { 1 } else { node.trailing_zeros() + 1 };
+            (node, last) = (shift(node, up), shift(last, up));
+        } else {
+            (node, last) = (node >> 1, last >> 1);
+        }
+    }
+    before
+}
+
 fn shift(n: u64, by: u32) -> u64 {
     n.checked_shr(by).unwrap_or(0)
 }

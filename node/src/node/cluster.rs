@@ -63,6 +63,19 @@ impl Node {
         })
     }
 
+    /// The answer to a message of a node that belongs to another cluster, being of before or after a recovery; `None`: it is
+    /// of this one.
+    #[must_use]
+    pub fn refuse_other_cluster(&self, from: u64, message: &Bytes) -> Option<Bytes> {
+        self.inner.consensus.refuse_other_cluster(from, message)
+    }
+
+    /// Number of the ledger's epoch: one more than the recoveries that it went through.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.inner.identity.epoch
+    }
+
     /// The members of the cluster as this node knows them, by id.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {

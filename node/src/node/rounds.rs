@@ -249,7 +249,7 @@ impl Inner {
     async fn align_cosigners(&self) -> Result<(), Error> {
         let Some(voters) = self.consensus.settled_voters() else { return Ok(()) };
         let Some(in_force) = self.ledger.in_force(self.ledger.newest().size)? else { return Ok(()) };
-        if in_force.before.is_some() || !self.consensus.leads() {
+        if in_force.hands_over().is_some() || !self.consensus.leads() {
             return Ok(());
         }
         let mut wanted = Vec::new();
@@ -295,7 +295,7 @@ impl Inner {
         let mut last = None;
         while rt::instant() < deadline {
             let Some(in_force) = self.ledger.in_force(self.ledger.newest().size)? else { return Ok(()) };
-            match &in_force.before {
+            match in_force.hands_over() {
                 None if !in_force.cosigners.contains(&key) => return Ok(()),
                 None => {
                     let stay: Vec<_> = in_force.cosigners.iter().filter(|other| **other != key).cloned().collect();

@@ -50,7 +50,8 @@ pub(super) async fn open_ledger(
     shelf: Shelf,
     transport: Arc<dyn Transport>,
 ) -> Result<(Arc<Ledger>, Consensus), Error> {
-    let own = Own { node: identity.node, begun: identity.begun, joined: identity.joined };
+    let (begun, joined, cluster) = (identity.begun, identity.joined, identity.cluster());
+    let own = Own { node: identity.node, begun, joined, cluster };
     let shelf = Arc::new(shelf);
     let mut again = true;
     loop {
@@ -141,6 +142,15 @@ pub(super) async fn stand_for_election(node: Arc<Inner>) {
 pub(super) async fn watch_core(node: Arc<Inner>) {
     let error = node.consensus.core_ended().await;
     node.fail(error);
+}
+
+/// Ends the node, for good, when the ledger went on without it.
+pub(super) async fn watch_epoch(node: Arc<Inner>) {
+    let why = node.consensus.superseded().await;
+    if let Err(error) = super::recover::note_superseded(node.disk.as_ref(), &node.config.data, &why) {
+        tracing::error!(%error, "that the ledger went on without this node was not noted: it must not be started again");
+    }
+    node.fail(Error::Superseded(why));
 }
 
 /// Leaves the lead to others while this node's clock is wrong.

@@ -1,8 +1,12 @@
 //! Changes of a log's keys, followed from receipt to receipt, and what may be trusted then.
 
+use super::ProofFile;
+use super::extra::Extra;
 use super::verify::{Contents, Refused, Verified, Verifier};
-use crate::entry::Entry;
-use crate::note::{Scheme, VerifierKey};
+use crate::checkpoint::Checkpoint;
+use crate::entry::{Entry, Recovery};
+use crate::merkle::root_before;
+use crate::note::{Note, Scheme, VerifierKey};
 use crate::policy::Policy;
 
 impl Verifier {
@@ -12,10 +16,23 @@ impl Verifier {
     /// # Errors
     /// When a file does not hold; its number, from 1, is in the reason.
     pub fn verify_chain<F: AsRef<[u8]>>(self, files: &[F]) -> Result<Followed, Refused> {
+        self.verify_chain_with(files, &[])
+    }
+
+    /// [`Verifier::verify_chain`], also over recoveries that whoever runs the log has confirmed by naming the log key that came
+    /// with them: no quorum of the policy before vouches for a recovery.
+    ///
+    /// # Errors
+    /// As there; and for a recovery whose log key is not among `recovered`.
+    pub fn verify_chain_with<F: AsRef<[u8]>>(
+        self,
+        files: &[F],
+        recovered: &[VerifierKey],
+    ) -> Result<Followed, Refused> {
         let expect_key = self.expect_key.clone();
         let mut followed = Followed { newest: Self { expect_key: None, ..self }, earlier: Vec::new() };
         for (n, file) in files.iter().enumerate() {
-            followed.follow(file.as_ref()).map_err(|e| format!("key change {}: {e}", n + 1))?;
+            followed.follow(file.as_ref(), recovered).map_err(|e| format!("key change {}: {e}", n + 1))?;
         }
         followed.newest.expect_key.clone_from(&expect_key);
         for earlier in &mut followed.earlier {
@@ -39,8 +56,11 @@ struct Earlier {
     verifier: Verifier,
     /// Index of the entry that ended it.
     until: u64,
-    /// Entries that the checkpoint of that entry's receipt covers: these keys signed nothing larger.
+    /// Entries that the checkpoint of that entry's receipt covers: these keys signed nothing larger. After a recovery: what of
+    /// their log was kept.
     size_max: u64,
+    /// Why the log was recovered, if that ended it.
+    recovered: Option<String>,
 }
 
 impl Followed {
@@ -57,14 +77,24 @@ impl Followed {
     /// With the reason, when any part of it does not hold.
     pub fn verify(&self, file: &[u8]) -> Result<Verified, Refused> {
         let refused = match self.newest.verify(file) {
-            Ok(verified) => return Ok(verified),
+            Ok(mut verified) => {
+                verified.unchecked.extend(self.recoveries());
+                return Ok(verified);
+            }
             Err(refused) => refused,
         };
-        for Earlier { verifier, until, size_max } in self.earlier.iter().rev() {
+        for Earlier { verifier, until, size_max, recovered } in self.earlier.iter().rev() {
             let Ok(mut verified) = verifier.verify(file) else { continue };
             let size = verified.checkpoint.size;
             if size > *size_max && verifier.log == self.newest.log {
                 break;
+            }
+            if size > *size_max && recovered.is_some() {
+                return Err(format!(
+                    "it is of the log before the recovery, with {size} entries, of which {size_max} were kept: what it \
+                     proves was there, and what came after entry {size_max} was lost"
+                )
+                .into());
             }
             if size > *size_max {
                 return Err(format!(
@@ -82,7 +112,21 @@ impl Followed {
         Err(refused)
     }
 
-    fn follow(&mut self, file: &[u8]) -> Result<(), Refused> {
+    /// What is to be said of the recoveries on the way.
+    fn recoveries(&self) -> impl Iterator<Item = String> {
+        self.earlier.iter().filter_map(|Earlier { until, recovered, .. }| {
+            let reason = recovered.as_ref()?;
+            Some(format!(
+                "whether anything was written after entry {until} that is lost: there the log was recovered without the \
+                 quorum of its policy ({reason})"
+            ))
+        })
+    }
+
+    fn follow(&mut self, file: &[u8], recovered: &[VerifierKey]) -> Result<(), Refused> {
+        if self.follow_recovery(file, recovered)? {
+            return Ok(());
+        }
         let now = &self.newest;
         let verified = now.verify(file)?;
         let Contents::Receipt(receipt) = verified.contents else {
@@ -102,7 +146,47 @@ impl Followed {
         let policy = now.policy.is_some().then_some(policy);
         let next = Verifier { log, policy, expect_key: None };
         let verifier = std::mem::replace(&mut self.newest, next);
-        self.earlier.push(Earlier { verifier, until: receipt.index, size_max: verified.checkpoint.size });
+        let size_max = verified.checkpoint.size;
+        self.earlier.push(Earlier { verifier, until: receipt.index, size_max, recovered: None });
         Ok(())
+    }
+
+    /// Follows the receipt of a recovery; whether it is one. The new keys vouch for the entry, and for that the log of the old
+    /// ones is a beginning of theirs; the last checkpoint of the old keys, which the entry holds, says where that ends.
+    fn follow_recovery(&mut self, bytes: &[u8], recovered: &[VerifierKey]) -> Result<bool, Refused> {
+        let Ok(file) = ProofFile::parse(bytes) else { return Ok(false) };
+        let Ok(Extra::Receipt { line, .. }) = Extra::parse(&file.extra) else { return Ok(false) };
+        let Ok(Entry::Recovery(recovery)) = Entry::parse(line.as_bytes()) else { return Ok(false) };
+        let (now, index) = (&self.newest, file.index);
+        let Recovery { keys, reason, last, .. } = &recovery;
+        let log = VerifierKey::parse(&keys.log).map_err(|e| format!("its log key: {e}"))?;
+        let policy = Policy::parse(keys.policy.as_bytes()).map_err(|e| e.to_string())?;
+        let note = Note::parse(last).map_err(|e| format!("the last checkpoint before the recovery: {e}"))?;
+        let before = Checkpoint::open(&note, &now.log).map_err(|e| e.to_string())?;
+        let cosigned = now.policy.as_ref().is_none_or(|policy| {
+            let mut witnesses = policy.witnesses();
+            witnesses.any(|(_, key)| matches!(note.verify(key), Ok(Some(_))))
+        });
+        if !cosigned {
+            return Err("no node of the policy before cosigned the last checkpoint before the recovery".into());
+        }
+        if !recovered.contains(&log) {
+            return Err(format!(
+                "the log was recovered here without the quorum of its policy ({reason}): nothing signed proves that it was \
+                 done by who may. Ask whoever runs the log, by another way, whether its new key is {log}; if it is, give \
+                 --recovered with it"
+            )
+            .into());
+        }
+        let next = Verifier { log, policy: Some(policy), expect_key: None };
+        let verified = next.verify(bytes)?;
+        let root = root_before(index, verified.checkpoint.size, &file.path);
+        if before.size != index || root != Some(before.root) {
+            return Err("the log of the new keys does not begin with the log of those before".into());
+        }
+        let recovered = Some(reason.clone().into_owned());
+        let verifier = std::mem::replace(&mut self.newest, next);
+        self.earlier.push(Earlier { verifier, until: index, size_max: index, recovered });
+        Ok(true)
     }
 }

@@ -291,7 +291,7 @@ impl Consensus {
     /// A permit as the leader that this node knows would give it.
     pub(crate) fn permit_for(&self, to: u64) -> bytes::Bytes {
         let leader = message::vote_of(&self.core.raft().unwrap().metrics().borrow().vote);
-        message::encode_request(self.core.link().start, &Request::Permit { leader, to })
+        message::encode_request(self.core.link().asker(), &Request::Permit { leader, to })
     }
 
     /// Begins an election without asking anybody.

@@ -265,5 +265,8 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     }
 }
 
+mod alone;
 #[cfg(test)]
 mod tests;
+
+pub(super) use alone::members_of;

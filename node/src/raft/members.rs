@@ -6,6 +6,7 @@ use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, ServerState};
 
 use super::Consensus;
+use super::log::members_of;
 use crate::error::Error;
 use crate::view::Member;
 
@@ -18,14 +19,7 @@ impl Consensus {
         let Ok(raft) = self.core.raft() else { return Vec::new() };
         let metrics = raft.metrics();
         let m = metrics.borrow();
-        let membership = m.membership_config.membership();
-        let voters: BTreeSet<u64> = membership.voter_ids().collect();
-        let member = |(id, node): (&u64, &BasicNode)| Member {
-            node: *id,
-            address: node.addr.clone(),
-            voter: voters.contains(id),
-        };
-        membership.nodes().map(member).collect()
+        members_of(m.membership_config.membership())
     }
 
     /// Refuses what only the leader does.

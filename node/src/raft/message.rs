@@ -14,6 +14,8 @@ use crate::command::{Outcome, WriteCommand};
 use crate::error::Error;
 
 const VERSION: u8 = 1;
+/// Bytes of an [`Asker`].
+const ASKER_BYTES: usize = 16;
 
 /// A question to a peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,6 +120,8 @@ pub(crate) enum Refused {
     Unavailable(String),
     /// Something speaks against who asks: it is no member that can be served.
     Member(String),
+    /// It belongs to another cluster than who asks, and which.
+    Cluster { cluster: u64, why: String },
 }
 
 /// Encodes a message.
@@ -126,9 +130,18 @@ pub(crate) fn encode<T: Serialize>(message: &T) -> Bytes {
     postcard::to_extend(message, vec![VERSION]).unwrap_or_default().into()
 }
 
-/// Encodes a question: the number of the node's start that asks (u64 BE), then the message.
-pub(crate) fn encode_request(start: u64, request: &Request) -> Bytes {
-    let mut bytes = start.to_be_bytes().to_vec();
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asker {
+    /// Number of the node's start.
+    pub(super) start: u64,
+    /// Its cluster.
+    pub(super) cluster: u64,
+}
+
+/// Encodes a question: who asks, both numbers as u64 BE, then the message.
+pub(crate) fn encode_request(asker: Asker, request: &Request) -> Bytes {
+    let mut bytes = [asker.start.to_be_bytes(), asker.cluster.to_be_bytes()].concat();
     bytes.push(VERSION);
     // As in [`encode`].
     postcard::to_extend(request, bytes).unwrap_or_default().into()
@@ -138,11 +151,16 @@ pub(crate) fn encode_request(start: u64, request: &Request) -> Bytes {
 ///
 /// # Errors
 /// As [`decode`].
-pub(crate) fn decode_request(bytes: &Bytes) -> Result<(u64, Request), Error> {
-    let Some(start) = bytes.first_chunk() else {
-        return Err(Error::Invalid("a message of a peer is too short".into()));
-    };
-    Ok((u64::from_be_bytes(*start), decode(&bytes.slice(start.len()..))?))
+pub(crate) fn decode_request(bytes: &Bytes) -> Result<(Asker, Request), Error> {
+    let asker = asker(bytes).ok_or_else(|| Error::Invalid("a message of a peer is too short".into()))?;
+    Ok((asker, decode(&bytes.slice(ASKER_BYTES..))?))
+}
+
+/// Who asks a question; `None`: it is none.
+pub(crate) fn asker(bytes: &Bytes) -> Option<Asker> {
+    let (numbers, _) = bytes.first_chunk::<ASKER_BYTES>()?.as_chunks::<8>();
+    let [start, cluster] = numbers else { return None };
+    Some(Asker { start: u64::from_be_bytes(*start), cluster: u64::from_be_bytes(*cluster) })
 }
 
 /// Decodes a message.

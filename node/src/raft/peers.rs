@@ -15,6 +15,7 @@ use openraft::raft::{
 };
 use openraft::{BasicNode, OptionalSend, Snapshot, Vote};
 
+use super::epoch::{ClusterId, Epoch};
 use super::message::{self, Answer, Refused, Request};
 use super::standing::Standing;
 use super::{SnapshotStream, TypeConfig};
@@ -41,23 +42,33 @@ pub(crate) struct Link {
     /// Drawn anew at each start of the node.
     pub(super) start: u64,
     pub(super) standing: Standing,
+    pub(super) epoch: Epoch,
 }
 
 impl Link {
-    pub(super) fn new(transport: Arc<dyn Transport>) -> Self {
+    pub(super) fn new(transport: Arc<dyn Transport>, cluster: ClusterId) -> Self {
         let mut start = [0; 8];
         rt::fill_random(&mut start);
-        Self { transport, start: u64::from_le_bytes(start), standing: Standing::default() }
+        let (start, epoch) = (u64::from_le_bytes(start), Epoch::new(cluster));
+        Self { transport, start, standing: Standing::default(), epoch }
+    }
+
+    /// As who this node asks.
+    pub(super) fn asker(&self) -> message::Asker {
+        message::Asker { start: self.start, cluster: self.epoch.id().0 }
     }
 
     /// Asks a peer, and waits for the answer no longer than `within`.
     pub(super) async fn ask(&self, to: &Peer, request: &Request, within: Duration) -> Result<Answer, Lost> {
-        let call = self.transport.call(to, message::encode_request(self.start, request));
+        let call = self.transport.call(to, message::encode_request(self.asker(), request));
         let answer = rt::timeout(within, call).await;
         let answer = answer.map_err(|_| Lost::NoAnswer(format!("nothing came within {} ms", within.as_millis())))??;
         let answer = message::decode(&answer).map_err(|e| Lost::NoAnswer(e.to_string()))?;
         if let Answer::Refused(Refused::Member(why)) = &answer {
             self.standing.accused(why);
+        }
+        if let Answer::Refused(Refused::Cluster { cluster, .. }) = &answer {
+            self.epoch.refused(to.node, *cluster);
         }
         Ok(answer)
     }
@@ -89,7 +100,7 @@ fn failed(what: &dyn std::fmt::Display) -> NetworkError {
 fn unexpected(answer: &Answer) -> String {
     match answer {
         Answer::Refused(Refused::NotLeader(_)) => "the peer does not lead".into(),
-        Answer::Refused(Refused::Unavailable(why) | Refused::Member(why)) => why.clone(),
+        Answer::Refused(Refused::Unavailable(why) | Refused::Member(why) | Refused::Cluster { why, .. }) => why.clone(),
         _ => "the peer answered another question".into(),
     }
 }

@@ -112,7 +112,7 @@ impl Consensus {
 impl Consensus {
     /// A question as this node sends it.
     pub(crate) fn message(&self, question: Question) -> bytes::Bytes {
-        super::message::encode_request(self.core.link().start, &Request::Round(question))
+        super::message::encode_request(self.core.link().asker(), &Request::Round(question))
     }
 }
 

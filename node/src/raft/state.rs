@@ -7,7 +7,7 @@ use openraft::{EntryPayload, LogId, Snapshot, SnapshotMeta, StorageError, Storag
 use serde::{Deserialize, Serialize};
 
 use super::core::Applying;
-use super::log::RaftLog;
+use super::log::{RaftLog, members_of};
 use super::{Applied, SnapshotStream, TypeConfig};
 use crate::archive::Mark;
 use crate::command::Command;
@@ -16,6 +16,7 @@ use crate::ledger::{HeadRow, Ledger};
 use crate::machine::{Input, Position};
 use crate::rt::CpuTimer;
 use crate::snapshot::{Receiver, Sender};
+use crate::view::Member;
 
 type Failure = StorageError<u64>;
 type Members = StoredMembership<u64, openraft::BasicNode>;
@@ -33,6 +34,11 @@ struct Place {
 /// See [`Place::installed`].
 pub(super) fn installed(ledger: &Ledger) -> Result<Option<u64>, Error> {
     Ok(Place::of(&ledger.chain().head)?.installed)
+}
+
+/// The members as of the newest block.
+pub(crate) fn latest_members(ledger: &Ledger) -> Result<Vec<Member>, Error> {
+    Ok(members_of(Place::of(&ledger.chain().head)?.membership.membership()))
 }
 
 impl Place {

@@ -57,9 +57,11 @@ fn the_bytes_of_messages_stay_what_they_are() {
         let encoded = encode(&request);
         assert_eq!(encoded, golden, "{request:?}: {}", encoded.escape_ascii());
         assert_eq!(decode::<Request>(&encoded).unwrap(), request);
-        let asked = encode_request(0x0102_0304_0506_0708, &request);
-        assert_eq!(asked, [b"\x01\x02\x03\x04\x05\x06\x07\x08", golden].concat(), "{request:?}");
-        assert_eq!(decode_request(&asked).unwrap(), (0x0102_0304_0506_0708, request));
+        let asker = Asker { start: 0x0102_0304_0506_0708, cluster: 0x0002_0000_0000_0009 };
+        let asked = encode_request(asker, &request);
+        let head = b"\x01\x02\x03\x04\x05\x06\x07\x08\x00\x02\x00\x00\x00\x00\x00\x09".as_slice();
+        assert_eq!(asked, [head, golden].concat(), "{request:?}");
+        assert_eq!(decode_request(&asked).unwrap(), (asker, request));
     }
     let committed = Outcome::Committed(Committed { transaction: 5, block: 2, created: vec![true] });
     let answers: [(Answer, &[u8]); 21] = [
