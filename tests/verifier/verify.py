@@ -28,7 +28,9 @@ OPERATION = ({"put": PUT}, {"put": {**PUT, "blob": True}}, {"delete": {"key": KE
 ENTRY = ({"type": "transaction", "time": NUM, "author": AUTHOR, "operations": [OPERATION, 128]},
          {"type": "block", "height": NUM, "time": NUM, "count": NUM, "previous": (HASH, None), "state": HASH},
          {"type": "membership", "time": NUM, "voters": [NUM, 64], "learners": [NUM, 64]},
-         {"type": "cosigners", "time": NUM, "author": AUTHOR, "log": VKEY, "cosigners": [VKEY, 64], "policy": STR})
+         {"type": "cosigners", "time": NUM, "author": AUTHOR, "log": VKEY, "cosigners": [VKEY, 64], "policy": STR},
+         {"type": "recovery", "time": NUM, "author": AUTHOR, "log": VKEY, "cosigners": [VKEY, 64], "policy": STR,
+          "reason": TEXT(256), "last": STR, "known": (STR, None)})
 VALUE, SOURCE = {"salt": HASH, "value": B64}, {"entry": STR, "path": [HASH, 63]}
 LEAF = (None, {"key": HASH, "value": HASH}, {"revision": NUM, "commitment": HASH, "erased": (NUM, None)})
 MAP, OPENING = {"key": HASH, "siblings": [HASH, 256], "leaf": LEAF}, (VALUE, {"erased": NUM, **SOURCE}, None)

@@ -2,7 +2,7 @@ use samovar_fuzz::decoder;
 
 use super::*;
 
-fn commands() -> [Command; 5] {
+fn commands() -> [Command; 6] {
     let (author, log, policy) = ("p1".to_owned(), "L".to_owned(), "P".to_owned());
     let cosigners = vec!["C".to_owned()];
     let change = Command::LogKey {
@@ -29,8 +29,19 @@ fn commands() -> [Command; 5] {
         }
         other => other,
     };
+    let recovery = Command::Recovery {
+        time_ms: 1,
+        author: author.clone(),
+        log: log.clone(),
+        cosigners: cosigners.clone(),
+        policy: policy.clone(),
+        reason: "r".into(),
+        last: "n".into(),
+        known: None,
+        writes: Vec::new(),
+    };
     let cosigners = Command::Cosigners { time_ms: 1, author, log, cosigners, policy };
-    [one_of_everything(), cosigners, change, following, message]
+    [one_of_everything(), cosigners, change, following, message, recovery]
 }
 
 #[test]

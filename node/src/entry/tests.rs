@@ -79,6 +79,18 @@ fn entry(rng: &mut StdRng) -> Entry<'static> {
             cosigners: (0..rng.gen_range(0..6)).map(|_| text(rng, 200).into()).collect(),
             policy: format!("log x\n\tquorum {}\r\n\u{1}", text(rng, 200)).into(),
         }),
+        3 => Entry::Recovery(Recovery {
+            keys: Cosigners {
+                time_ms,
+                author,
+                log: text(rng, 200).into(),
+                cosigners: vec![text(rng, 200).into()],
+                policy: text(rng, 200).into(),
+            },
+            reason: text(rng, 200).into(),
+            last: format!("origin\n1\n{}\n", text(rng, 200)).into(),
+            known: rng.r#gen::<bool>().then(|| text(rng, 200).into()),
+        }),
         _ => {
             let changes = (0..rng.gen_range(1..8)).map(|n| change(rng, n)).collect();
             Entry::Transaction(Transaction { time_ms, author, changes })
@@ -142,6 +154,19 @@ fn the_lines_are_those_of_the_format() {
         (
             Entry::Membership(Membership { time_ms: 9, voters: vec![1, 2], learners: vec![] }),
             r#"{"type":"membership","time":9,"voters":[1,2],"learners":[]}"#.into(),
+        ),
+        (
+            Entry::Recovery(Recovery {
+                keys: cosigners.clone(),
+                reason: "fire".into(),
+                last: "l\n1\n".into(),
+                known: Some("l\n2\n".into()),
+            }),
+            concat!(
+                r#"{"type":"recovery","time":9,"author":"p1","log":"l+00+x","cosigners":["a","b"],"policy":"quorum none\n","#,
+                r#""reason":"fire","last":"l\n1\n","known":"l\n2\n"}"#
+            )
+            .into(),
         ),
         (
             Entry::Cosigners(cosigners),

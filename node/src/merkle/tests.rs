@@ -132,6 +132,8 @@ fn proofs_are_those_of_the_definition_and_verify() {
             let proof = inclusion_proof(index as u64, size as u64, |l, i, w| log.read(l, i, w)).unwrap();
             assert_eq!(proof, path(index, &log.leaves[..size]), "inclusion of {index} in {size}");
             assert!(verify_inclusion(&log.leaves[index], index as u64, size as u64, &proof, &root));
+            let before = root_before(index as u64, size as u64, &proof);
+            assert_eq!(before, (index > 0).then(|| mth(&log.leaves[..index])), "before {index} of {size}");
             assert!(size == 1 || !verify_inclusion(&leaf(999), index as u64, size as u64, &proof, &root));
         }
         for old in 0..=size {

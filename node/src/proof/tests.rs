@@ -7,6 +7,7 @@ use super::*;
 mod differential;
 mod ledger;
 mod parts;
+mod recovery;
 mod rotations;
 mod vectors;
 

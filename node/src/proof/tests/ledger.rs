@@ -119,7 +119,7 @@ impl Ledger {
         START_S * 1000 + self.size()
     }
 
-    fn append(&mut self, entry: &Entry<'_>) -> u64 {
+    pub(super) fn append(&mut self, entry: &Entry<'_>) -> u64 {
         let index = self.size();
         let line = entry.to_line();
         self.tree.push(leaf_hash(&line), &mut self.full);
