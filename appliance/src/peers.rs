@@ -19,17 +19,19 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::live::Live;
 use crate::secrets::Secrets;
-use crate::tls::{ClientKeys, PeerTls};
+use crate::tls::{Certificates, ClientKeys, PeerTls};
 
 mod attend;
 mod book;
+mod rebuild;
 mod server;
 mod transport;
 
-pub(crate) use attend::disk_bytes;
+pub(crate) use attend::{disk_bytes, read_peers};
 pub(crate) use book::{Calls, Known, Report};
 
 use book::Book;
+pub(crate) use rebuild::{Ask, Readmitted};
 use transport::Pool;
 pub(crate) use transport::REPORT;
 
@@ -77,6 +79,8 @@ struct Inner {
     book: Book,
     /// Keys that never are principals.
     clients: Mutex<Option<Arc<ClientKeys>>>,
+    /// What certifies a peer that comes back as a new node.
+    authority: Mutex<Option<Arc<Certificates>>>,
     /// Verifier key of this node's cosignatures, read when it is first told.
     cosigner: OnceLock<String>,
     /// Whether peers are answered, or will be.
@@ -101,6 +105,7 @@ impl Peers {
             pools: Mutex::default(),
             book: Book::default(),
             clients: Mutex::default(),
+            authority: Mutex::default(),
             cosigner: OnceLock::new(),
             open: Mutex::default(),
             opened,
@@ -132,6 +137,11 @@ impl Peers {
     /// Says who is to know the keys of peers.
     pub(crate) fn introduce(&self, clients: Arc<ClientKeys>) {
         *self.0.clients.lock().unwrap_or_else(PoisonError::into_inner) = Some(clients);
+    }
+
+    /// Says what certifies a peer that comes back as a new node.
+    pub(crate) fn entrust(&self, authority: Arc<Certificates>) {
+        *self.0.authority.lock().unwrap_or_else(PoisonError::into_inner) = Some(authority);
     }
 
     /// Takes a peer out of service, or puts it back.

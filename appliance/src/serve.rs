@@ -35,6 +35,7 @@ mod local;
 mod machine_clock;
 mod node_thread;
 mod notify;
+mod rebuild;
 mod recover;
 mod reload;
 mod sealing;
@@ -89,8 +90,7 @@ fn run(
         .context("starting the runtime")?;
     notify::status("Replaying the raft log");
     rt::report_synchronised(runtime.block_on(machine_clock::is_synchronised()));
-    let peers = Peers::new(config, &secrets);
-    let mut node = NodeThread::start(node_config(config, &secrets), peers.clone())?;
+    let (peers, mut node) = start(config, &secrets, &runtime)?;
 
     let served = runtime.block_on(async {
         let ended = node.ended();
@@ -101,8 +101,35 @@ fn run(
     notify::stopping("Making everything durable");
     local::remove(directory.path());
     let stopped = node.stop();
+    if let Some(what) = stopped.as_ref().err().and_then(rebuild::damage) {
+        rebuild::want(&config.data, &what);
+    }
     drop(directory);
     served.and(stopped)
+}
+
+/// Starts the node. One that has peers and damaged data is built anew from them, once.
+fn start(config: &Config, secrets: &Secrets, runtime: &tokio::runtime::Runtime) -> Result<(Peers, NodeThread)> {
+    rebuild::complete(&config.data)?;
+    if let Some(what) = rebuild::wanted(&config.data)?
+        && let Err(error) = rebuild::run(config, secrets, &what, runtime)
+    {
+        tracing::error!("{error:#}: it is started with the data that it has");
+    }
+    let peers = Peers::new(config, secrets);
+    let refused = match NodeThread::start(node_config(config, secrets), peers.clone()) {
+        Ok(node) => return Ok((peers, node)),
+        Err(refused) => refused,
+    };
+    match rebuild::damage(&refused) {
+        Some(what) if !crate::peers::read_peers(&config.data).is_empty() => {
+            rebuild::run(config, secrets, &what, runtime).map_err(|why| refused.context(format!("{why:#}")))?;
+        }
+        _ => return Err(refused),
+    }
+    let peers = Peers::new(config, secrets);
+    let node = NodeThread::start(node_config(config, secrets), peers.clone())?;
+    Ok((peers, node))
 }
 
 /// What is told to the world outside, and what it tells.
@@ -134,6 +161,8 @@ async fn listen(
     let subject = tls::Subject::of(&node.status().name, config.listen.ip(), &config.tls_names).of_node(node.id());
     let known = (node.clone(), peers.clone());
     let certificates = Certificates::open(&secrets, (subject, config.site.clone()), known, metrics.clone())?;
+    peers.entrust(certificates.clone());
+    let healing = rebuild::heal(node.clone(), peers.clone(), config.clone(), secrets.clone());
     let settings = Settings::new(source, config.clone(), certificates.clone());
     let (tls, limits) = (certificates.server(), settings.limits.clone());
     let live = (limits.clone(), settings.openness.clone(), settings.quotas.clone());
@@ -166,6 +195,7 @@ async fn listen(
     attendants.spawn(rt::boxed(api::tell_peers(app)));
     attendants.spawn(rt::boxed(sealing::record(node.clone(), secrets)));
     attendants.spawn(rt::boxed(crate::update::follow(node.clone(), config.updates.clone())));
+    attendants.spawn(rt::boxed(healing));
     attendants.spawn(rt::boxed(heartbeat::run(node)));
 
     let failed = tokio::select! {

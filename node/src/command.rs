@@ -409,7 +409,7 @@ impl Command {
                 }
                 Ok(command)
             }
-            Some((version, _)) => Err(Error::Corrupt(format!(
+            Some((version, _)) => Err(Error::Invalid(format!(
                 "the raft log holds commands of format {version}, this version reads {COMMAND_VERSION}: start the newer version again"
             ))),
             None => Err(Error::Corrupt("an empty command in the raft log".into())),

@@ -44,4 +44,4 @@ mod wal;
 pub use blobs::{Blob, BlobUpload, Cid};
 pub use command::{Key, Operation, Outcome, Refusal, Requirement, Write};
 pub use error::Error;
-pub use node::Node;
+pub use node::{Node, QUARANTINE};

@@ -38,6 +38,8 @@ mod vital;
 pub use recover::{Operations, Recover, Recovered, Rows};
 use tasks::{let_go, open_ledger, until};
 
+/// Directory, in the data directory, of what a node had that was built anew from its peers.
+pub const QUARANTINE: &str = "quarantine";
 /// Who holds the ledger of a node that does nothing: the node, its notary, its consensus twice.
 const LEDGER_OWNERS: usize = 4;
 
@@ -244,6 +246,22 @@ impl Node {
             Ok(error) => error.clone().unwrap_or(Error::Unknown),
             Err(_) => Error::Unknown,
         }
+    }
+
+    /// Resolves when it is proved that this node's state is wrong, with both heads.
+    pub async fn proved_wrong(&self) -> crate::cosign::Divergence {
+        let soundness = self.inner.notary.soundness();
+        loop {
+            soundness.proved().await;
+            if let Some(divergence) = soundness.divergence() {
+                return divergence;
+            }
+        }
+    }
+
+    /// Ends the node as one that failed, for this reason.
+    pub fn end(&self, error: Error) {
+        self.inner.fail(error);
     }
 
     /// Commits a transaction, or says why it was refused. A write of reserved keys is allowed here; the API refuses them.
@@ -581,6 +599,17 @@ impl Inner {
             self.fail(error.clone());
         }
         answer
+    }
+
+    /// Removes the raft log of a quarantine: it has values in the clear, and one was erased.
+    fn forget_quarantined_values(&self) -> Result<(), Error> {
+        let directory = self.config.data.join(QUARANTINE).join("raft");
+        let Ok(names) = self.disk.list(&directory) else { return Ok(()) };
+        for name in names {
+            let path = directory.join(name);
+            self.disk.remove(&path).map_err(|e| Error::io(format!("removing {}", path.display()), &e))?;
+        }
+        Ok(())
     }
 
     fn fail(&self, error: Error) {

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 mod dev;
 mod joining;
 mod nodes;
+mod rebuild;
 mod recover;
 mod service;
 mod strangers;

@@ -158,10 +158,10 @@ pub(crate) async fn remove(call: Call) -> Handled {
     node.barrier().await?;
     if node.members().len() == 1 && call.captured() == node.status().name {
         // One that never had a peer has no row.
-        may_go(app, node.id())?;
+        app.peers.may_go(node, node.id())?;
     }
     let before = node_named(node, call.captured()).await?;
-    may_go(app, before.node())?;
+    app.peers.may_go(node, before.node())?;
     let row = NodeRow { removed_ms: Some(node.now_ms()), ..before.row.clone() };
     let unchanged = NODES.unchanged(&before.id, Some(before.revision))?;
     let committed = commit(node, &call.principal.id, vec![unchanged], vec![NODES.put(&before.id, &row)?]).await?;
@@ -171,28 +171,6 @@ pub(crate) async fn remove(call: Call) -> Handled {
     let gone = settled(|| told() || !node.members().iter().any(|member| member.node == id)).await;
     let changed = Changed { name: &row.name, node: id, state: if gone { "removed" } else { "removing" } };
     Ok(render::committed(render::json(StatusCode::OK, &changed)?, &committed))
-}
-
-/// Refuses to take a node out without which nothing could be written.
-fn may_go(app: &App, id: u64) -> Result<(), Problem> {
-    let members = app.node.members();
-    let left: Vec<u64> = members.iter().filter(|m| m.voter && m.node != id).map(|m| m.node).collect();
-    if left.is_empty() {
-        return Err(Problem::conflict("last-voter", "the node is the only voter, and a cluster has at least one"));
-    }
-    if !members.iter().any(|member| member.node == id && member.voter) {
-        return Ok(());
-    }
-    let live = left.iter().filter(|peer| **peer == app.node.id() || app.peers.known(**peer).is_live()).count();
-    if live > left.len() / 2 {
-        return Ok(());
-    }
-    let detail = format!(
-        "{live} of the {} voters that would be left are live, which is no majority: bring one of them back, or take a dead \
-         one out first",
-        left.len()
-    );
-    Err(Problem::conflict("quorum-at-risk", detail))
 }
 
 /// `POST /v1/cluster/nodes/{name}/promote`.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
-use samovar_node::rt;
 use samovar_node::view::{ClockStatus, Status as NodeStatus};
+use samovar_node::{QUARANTINE, rt};
 use serde::Serialize;
 
 use super::log_level::LogLevel;
@@ -144,8 +144,14 @@ pub(super) fn errors(app: &App, status: &NodeStatus) -> Vec<String> {
         errors.push(format!("its clock is {off} from that of its peers, too far to lead: set it right"));
     }
     for name in &status.stores_set_aside {
-        errors
-            .push(format!("a damaged store was set aside as {name} and rebuilt: look after the disk, then remove it"));
+        errors.push(if name == QUARANTINE {
+            format!(
+                "its data was damaged or wrong, and it was built anew from its peers: {name}/why.json says why; look after the \
+                 disk, then remove it"
+            )
+        } else {
+            format!("a damaged store was set aside as {name} and rebuilt: look after the disk, then remove it")
+        });
     }
     if status.blobs.missing > 0 {
         errors.push(format!(

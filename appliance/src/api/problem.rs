@@ -35,6 +35,11 @@ impl Problem {
         Self { status, name, detail: detail.into(), extra: Map::new(), header: None, close: false, cause: None }
     }
 
+    /// What went wrong, in words.
+    pub(crate) fn detail(&self) -> String {
+        self.detail.clone()
+    }
+
     /// Adds a member.
     pub(crate) fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
         self.extra.insert(member.to_owned(), value.into());

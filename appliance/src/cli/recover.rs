@@ -22,6 +22,9 @@ pub(super) struct Recover {
     /// Data directory, instead of the configured one
     #[arg(long, value_name = "DIR", env = "SAMOVAR_DATA", hide_env_values = true)]
     data: Option<PathBuf>,
+    /// Key-encryption key under which the private keys are sealed [default: the configured one, or the credential samovar.kek]
+    #[arg(long, value_name = "FILE")]
+    kek: Option<PathBuf>,
     /// Show what is here and what may be lost, and change nothing
     #[arg(long)]
     preview: bool,
@@ -53,7 +56,11 @@ pub(super) fn run(recover: &Recover, format: Format) -> anyhow::Result<()> {
         known: recover.known.as_ref().map(read_known).transpose()?,
         unmet_policy: recover.unmet_policy,
     };
-    let survivor = Survivor::open(source.load()?, wanted)?;
+    let mut config = source.load()?;
+    if recover.kek.is_some() {
+        config.kek.current.clone_from(&recover.kek);
+    }
+    let survivor = Survivor::open(config, wanted)?;
     if recover.preview {
         return show(&survivor.preview, format);
     }

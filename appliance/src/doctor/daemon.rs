@@ -2,10 +2,12 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
+use samovar_node::QUARANTINE;
 use serde_json::Value;
 
 use super::facts::AS_ROOT;
 use super::{Facts, Look, Unseen, need, no, process, unseen, yes};
+
 use crate::serve::{DESCRIPTORS_RESERVED, URL_FILE};
 
 /// How far the newest checkpoint may be behind a ledger that is written to, in entries: some seconds of full load.
@@ -151,6 +153,16 @@ pub(super) fn copies(facts: &Facts) -> Look {
     let files = need(&facts.files)?;
     let aside =
         files.iter().map(|f| f.path.to_string_lossy()).find(|p| p.starts_with("store.damaged-") && !p.contains('/'));
+    if files.iter().any(|file| file.path.as_os_str() == QUARANTINE) {
+        let path = facts.data.join(QUARANTINE);
+        return no(
+            "this node's data was damaged or wrong, and it was built anew from its peers",
+            format!(
+                "Read why.json there, look after the disk (journalctl -k, smartctl -a), then: rm -r {}",
+                path.display()
+            ),
+        );
+    }
     if let Some(name) = aside {
         let path = facts.data.join(&*name);
         return no(

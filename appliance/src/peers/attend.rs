@@ -18,6 +18,7 @@ use super::transport::{REPORT, SECRETS};
 use super::{Peers, Report};
 use crate::api::problem::Problem;
 use crate::auth::{NODES, NodeRow, Stored, commit};
+use crate::durable::Mode;
 use crate::tls;
 
 /// How often peers are asked how they are.
@@ -32,6 +33,8 @@ const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 const SECRETS_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node sees whether the ledger has its address.
 const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// Where the other members are.
+const PEERS_FILE: &str = "peers.json";
 /// Author of what a node writes about itself.
 const AUTHOR: &str = "cluster";
 
@@ -76,9 +79,11 @@ impl Peers {
 
     /// Asks every peer how it is, once a second.
     async fn ask_around(&self, node: &Node) {
+        let mut kept = Vec::new();
         loop {
             self.note_time(node);
             let asked_of = self.everybody(node).await;
+            self.keep_addresses(node, &mut kept);
             self.0.book.keep(&asked_of.iter().map(|peer| peer.node).collect());
             let asked = asked_of.into_iter().map(|peer| async move {
                 let answer = self.ask(&peer, Method::GET, REPORT, Bytes::new());
@@ -90,6 +95,20 @@ impl Peers {
             });
             join_all(asked).await;
             rt::sleep(REPORT_INTERVAL).await;
+        }
+    }
+
+    /// Keeps where the other members are, for a start at which the ledger cannot be read.
+    fn keep_addresses(&self, node: &Node, kept: &mut Vec<KnownPeer>) {
+        let members = node.members();
+        let now: Vec<_> = others(&members, node.id()).map(|p| KnownPeer { node: p.node, address: p.address }).collect();
+        if now == *kept {
+            return;
+        }
+        let text = serde_json::to_vec(&now).unwrap_or_default();
+        match crate::durable::replace(&self.0.secrets.data().join(PEERS_FILE), &text, Mode::Public) {
+            Ok(()) => *kept = now,
+            Err(error) => tracing::warn!("where the peers are was not kept: {error:#}"),
         }
     }
 
@@ -200,6 +219,19 @@ impl Peers {
 fn others(members: &[Member], own: u64) -> impl Iterator<Item = Peer> {
     let others = members.iter().filter(move |member| member.node != own && !member.address.is_empty());
     others.map(|member| Peer { node: member.node, address: member.address.clone() })
+}
+
+/// Where a peer is, as kept beside the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct KnownPeer {
+    pub(crate) node: u64,
+    pub(crate) address: String,
+}
+
+/// The peers that the node of a data directory had when it ran last.
+pub(crate) fn read_peers(data: &std::path::Path) -> Vec<KnownPeer> {
+    let text = std::fs::read(data.join(PEERS_FILE)).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
 }
 
 /// How this node is, for its peers.

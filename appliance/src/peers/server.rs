@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::rebuild::{self, REBUILD};
 use super::transport::{DRAIN, MESSAGE, REFUSED, REMOVED, REPORT, RESUME, SECRETS};
 use super::{Peers, Service, attend};
 use crate::tls::{authority_key, key_hash, node_of};
@@ -122,9 +123,27 @@ async fn answer(peers: &Peers, node: &Node, from: u64, request: Request<Incoming
             }
             secrets(peers)
         }
+        (&Method::POST, REBUILD) => match message(request.into_body()).await {
+            Ok(asked) => rebuilt(peers, node, from, &asked).await,
+            Err(refused) => refused,
+        },
         (&Method::POST, DRAIN) => service(node, Service::Drain).await,
         (&Method::POST, RESUME) => service(node, Service::Resume).await,
         _ => text(StatusCode::NOT_FOUND, "peers ask no such thing"),
+    }
+}
+
+async fn rebuilt(peers: &Peers, node: &Node, from: u64, asked: &Bytes) -> Response<Full<Bytes>> {
+    let Ok(ask) = serde_json::from_slice(asked) else {
+        return text(StatusCode::BAD_REQUEST, "the question is of another version");
+    };
+    match peers.readmit(node, from, ask).await {
+        Ok(new) => json(&new),
+        Err(why) => {
+            let mut refused = Response::new(Full::new(why.into()));
+            *refused.status_mut() = rebuild::REFUSED;
+            refused
+        }
     }
 }
 

@@ -43,7 +43,7 @@ impl NodeThread {
                 runtime.block_on(async {
                     let transport = Arc::new(peers.clone());
                     let started = Node::start_with(Arc::new(OsDisk), config, transport).await;
-                    let node = started.map_err(|e| anyhow!("{e}"))?;
+                    let node = started.map_err(anyhow::Error::from)?;
                     if Peers::are_wanted(&node)
                         && let Err(error) = peers.open()
                     {
@@ -59,7 +59,7 @@ impl NodeThread {
                     // Peers are answered until the end: some of them wait for it.
                     node.stop().await;
                     attended.abort();
-                    failure.map_or(Ok(()), |e| Err(anyhow!("the node failed: {e}")))
+                    failure.map_or(Ok(()), |e| Err(anyhow::Error::from(e).context("the node failed")))
                 })
             })
             .context("starting the node's thread")?;

@@ -97,8 +97,9 @@ fn golden_bytes_hold_the_encoding_of_commands() {
     );
     let (cosigners, log_key) = ("01 01 01 027031 014c 01 0143 0150", "02 02 01 027031 014c 01 0143 0150 00");
     let following = "03 02 01 027031 014c 01 0143 0150 01 027031 01 016b 0104 01 01 0162 00 00";
+    let recovery = "05 04 01 027031 014c 01 0143 0150 0172 016e 00 00";
     let message = "04 03 01 02 027031 00 01 01 0162 00 01 01 02 03 027031 00 01 01 0162 00 01 01 02 03 01 02";
-    let golden = [writes, cosigners.into(), log_key.into(), following.into(), message.into()];
+    let golden = [writes, cosigners.into(), log_key.into(), following.into(), message.into(), recovery.into()];
     for (command, golden) in commands().into_iter().zip(golden) {
         let golden = golden.replace(' ', "");
         assert_eq!(hex(&command.encode()), golden, "nodes of the neighbouring version could not read this any more");
@@ -122,7 +123,7 @@ fn what_is_no_whole_command_is_refused() {
     let other = Bytes::from([&[2], &good[1..]].concat());
     let error = Command::decode(&other).unwrap_err().to_string();
     assert!(error.contains("not one of format 2"), "a command under a version that has another encoding: {error}");
-    let newer = Bytes::from([&[5], &good[1..]].concat());
+    let newer = Bytes::from([&[6], &good[1..]].concat());
     let error = Command::decode(&newer).unwrap_err().to_string();
     assert!(error.contains("start the newer version"), "another version: {error}");
 }

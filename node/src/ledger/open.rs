@@ -21,6 +21,7 @@ use crate::disk::Disk;
 use crate::durable;
 use crate::error::Error;
 use crate::machine::{Source, restate};
+use crate::node::QUARANTINE;
 use crate::rt;
 use crate::salts::Salts;
 use crate::snapshot::Staging;
@@ -219,7 +220,7 @@ impl Ledger {
 
 fn names_set_aside(disk: &dyn Disk, data: &Path) -> Result<Vec<String>, Error> {
     let names = disk.list(data).map_err(|e| Error::io(format!("listing {}", data.display()), &e))?;
-    Ok(names.into_iter().filter(|name| name.starts_with("store.damaged-")).collect())
+    Ok(names.into_iter().filter(|name| name.starts_with("store.damaged-") || name == QUARANTINE).collect())
 }
 
 fn set_aside(shelf: &Shelf, what: &str) -> Result<(), Error> {

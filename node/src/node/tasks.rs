@@ -187,6 +187,9 @@ pub(super) async fn maintain(node: Arc<Inner>) {
             node.fail(error);
             return;
         }
+        if erased && let Err(error) = node.forget_quarantined_values() {
+            tracing::error!(%error, "the raft log in the quarantine may still hold the erased value: remove it");
+        }
         if erased && let Err(error) = node.ledger.staging.discard() {
             tracing::error!(%error, "a snapshot that was being received may still hold the salt of an erased value");
         }

@@ -161,7 +161,7 @@ pub(super) fn encode(payload: &EntryPayload<TypeConfig>) -> Result<Bytes, Error>
 
 pub(super) fn decode(bytes: &Bytes) -> Result<EntryPayload<TypeConfig>, Error> {
     let unknown =
-        || Error::Corrupt("an entry of the raft log is of no version or kind known here: update this node".into());
+        || Error::Invalid("an entry of the raft log is of no version or kind known here: update this node".into());
     let [VERSION, kind, ..] = bytes[..] else { return Err(unknown()) };
     match kind {
         BLANK if bytes.len() == 2 => Ok(EntryPayload::Blank),
