@@ -53,7 +53,7 @@ pub(super) fn run(recover: &Recover, format: Format) -> anyhow::Result<()> {
     });
     let wanted = Wanted {
         compared: compared.collect::<anyhow::Result<Vec<Preview>>>()?,
-        known: recover.known.as_ref().map(read_known).transpose()?,
+        known: recover.known.as_deref().map(read_known).transpose()?,
         unmet_policy: recover.unmet_policy,
     };
     let mut config = source.load()?;

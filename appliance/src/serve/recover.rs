@@ -1,7 +1,7 @@
 //! `samovar recover`: a ledger whose quorum is gone for good goes on from one of the nodes that are left. What such a node has,
 //! and what may be lost, is shown first; the work itself is the node's ([`Node::recover`]).
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -296,7 +296,7 @@ fn head_of(note: &str, log_key: &str) -> Result<u64> {
 }
 
 /// A file with a checkpoint, or with a receipt, which ends with one.
-pub(crate) fn read_known(path: &PathBuf) -> Result<String> {
+pub(crate) fn read_known(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     match text.strip_prefix("c2sp.org/tlog-proof@v1\n") {
         Some(rest) => Ok(rest.split_once("\n\n").context("the receipt has no checkpoint")?.1.to_owned()),

@@ -234,3 +234,48 @@ async fn a_ledger_goes_on_from_one_survivor_with_the_loss_that_was_announced_and
     let (good, why) = verify(&lost_receipt, &over);
     assert!(!good && why.contains("was lost"), "{why}");
 }
+
+#[tokio::test]
+async fn a_recovery_that_is_cut_off_goes_on_when_it_is_run_again() {
+    let mut nodes = Nodes::new(3).await;
+    put_until_taken(&nodes, 0, "kept", &[]).await;
+    nodes.level(2, 0).await;
+    nodes.all[0].kill().unwrap();
+    nodes.all[1].kill().unwrap();
+    nodes.all[2].stop().unwrap();
+    // Killed a little later each time; when the plan is written and the recovery not through, the daemon does not start.
+    let (mut after, mut refused) = (Duration::from_millis(5), 0);
+    let done = loop {
+        let mut command = Command::new(binary().unwrap());
+        command.args(["recover", "--accept-loss", "--output", "json", "--config"]);
+        command.arg(nodes.all[2].data().with_extension("toml")).arg("--data").arg(nodes.all[2].data());
+        let mut child =
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < after && child.try_wait().unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if child.try_wait().unwrap().is_some() {
+            break child.wait_with_output().unwrap();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if nodes.all[2].data().join("recovery.json").exists() {
+            let why = nodes.all[2].start_unready().await.expect_err("it is not through").to_string();
+            assert!(why.contains("run again samovar recover"), "{why}");
+            refused += 1;
+        }
+        after = after * 5 / 4;
+        assert!(after < FAILOVER_WITHIN, "a recovery takes longer than {after:?}");
+    };
+    // It may be through, but for the first start under the new keys.
+    assert!(done.status.success() || said(&done).contains("is the only voter"), "{}", said(&done));
+    println!("{refused} cuts between the plan and the end");
+    nodes.all[2].start().await.unwrap();
+    let read = nodes.client(2).await.get("/v1/keys/kept").await.unwrap();
+    assert_eq!((read.status, read.text().as_str()), (200, "v"));
+    put_until_taken(&nodes, 2, "after", &[]).await;
+    let log = nodes.client(2).await.get("/v1/log").await.unwrap().json().unwrap();
+    assert_eq!(log["cosigners"].as_array().map(Vec::len), Some(1), "{log}");
+    assert_eq!(nodes.cluster(2).await["voters"], 1);
+}
