@@ -62,9 +62,9 @@ pub(super) fn damage(error: &anyhow::Error) -> Option<String> {
     }
 }
 
-/// Notes durably that the next start is to ask for it.
+/// Notes durably that the next start is to ask for it, unless that was done and answered.
 pub(super) fn want(data: &Path, what: &str) {
-    if read_peers(data).is_empty() {
+    if read_peers(data).is_empty() || data.join(READY).exists() {
         return;
     }
     if let Err(error) = replace(&data.join(WANTED), what.as_bytes(), Mode::Public) {

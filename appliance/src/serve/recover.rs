@@ -239,7 +239,7 @@ pub(crate) struct Survivor {
 impl Survivor {
     /// Opens a data directory and judges it.
     pub(crate) fn open(config: Config, wanted: Wanted) -> Result<Self> {
-        let directory = DataDirectory::open(&config.data).context("stop the daemon of this node first")?;
+        let directory = DataDirectory::open(&config.data)?;
         let secrets = sealing::open(&config)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime")?;
         let disk: Arc<dyn Disk> = Arc::new(OsDisk);

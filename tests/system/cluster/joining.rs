@@ -126,7 +126,7 @@ async fn the_first_node_can_be_gone_for_good() {
 }
 
 /// Every voter does, from another one.
-async fn gets_the_key_of_the_ca(nodes: &Nodes, place: usize) {
+pub(super) async fn gets_the_key_of_the_ca(nodes: &Nodes, place: usize) {
     let (file, begun) = (nodes.all[place].data().join("tls/ca.key"), Instant::now());
     while !file.exists() {
         assert!(begun.elapsed() < FAILOVER_WITHIN, "a voter gets the key of the CA: {}", nodes.all[place].log());

@@ -94,6 +94,7 @@ async fn a_ledger_goes_on_from_one_survivor_with_the_loss_that_was_announced_and
 
     // The survivor hangs while the others go on, and they die before it is back: what they acknowledged meanwhile is lost.
     let survivor = (nodes.leader().await + 1) % 3;
+    joining::gets_the_key_of_the_ca(&nodes, survivor).await;
     let others: Vec<usize> = (0..3).filter(|place| *place != survivor).collect();
     let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Acknowledged::default());
     let mut loads: Vec<_> = (0..3).map(|place| load(&nodes, place, &stop, &acknowledged)).collect();
@@ -240,6 +241,7 @@ async fn a_recovery_that_is_cut_off_goes_on_when_it_is_run_again() {
     let mut nodes = Nodes::new(3).await;
     put_until_taken(&nodes, 0, "kept", &[]).await;
     nodes.level(2, 0).await;
+    joining::gets_the_key_of_the_ca(&nodes, 2).await;
     nodes.all[0].kill().unwrap();
     nodes.all[1].kill().unwrap();
     nodes.all[2].stop().unwrap();
