@@ -475,7 +475,8 @@ fn check_log(log: &RaftLog, ledger: &Ledger, begun: bool) -> Result<(), Error> {
         Error::Corrupt(format!("{what}{damage}: restore a backup, or rejoin the cluster from its peers"))
     };
     match (purged, last) {
-        (_, None) if begun => Err(lost("the raft log is gone".into())),
+        // One that joined may not have noted yet that it has begun.
+        (_, None) if begun || applied != installed => Err(lost("the raft log is gone".into())),
         (Some(purged), _) if Some(purged) > applied => {
             Err(lost(format!("store and archive {end}, but the raft log keeps only what comes after {purged}")))
         }

@@ -179,14 +179,14 @@ impl SimNetwork {
         let [there, back, again] = ways;
         sleep_true(there.delay).await;
         if !self.passes(from, to, &there) {
-            self.note(|| format!("{from}>{to} lost: {} bytes, kind {:?}", message.len(), message.get(9)));
+            self.note(|| format!("{from}>{to} lost: {} bytes, kind {:?}", message.len(), message.get(17)));
             return None;
         }
         let Some((machine, node)) = self.host(to) else {
             sleep_true(back.delay).await;
             return Some(Err(Lost::NotSent("nobody listens there".into())));
         };
-        self.note(|| format!("{from}>{to}: {} bytes, kind {:?}", message.len(), message.get(9)));
+        self.note(|| format!("{from}>{to}: {} bytes, kind {:?}", message.len(), message.get(17)));
         if there.repeated {
             let (network, message) = (self.clone(), message.clone());
             spawn_outside(async move {

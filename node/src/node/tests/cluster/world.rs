@@ -506,8 +506,11 @@ impl World {
         let mut last = String::new();
         for _ in 0..100 {
             let all = self.ids().into_iter().filter_map(|id| Some((id, self.node(id)?.1)));
+            // A learner gets it when it is promoted.
+            let votes = |id: u64, node: &Node| node.members().iter().any(|member| member.voter && member.node == id);
+            let voters = all.filter(|(id, node)| votes(*id, node));
             let all: Vec<_> =
-                all.map(|(id, node)| (id, node.log_info().vkey, node.inner.notary.keys().held())).collect();
+                voters.map(|(id, node)| (id, node.log_info().vkey, node.inner.notary.keys().held())).collect();
             let first = all.first().map(|(_, named, _)| named.clone()).unwrap_or_default();
             if all.iter().all(|(_, named, held)| *named == first && held.0 == first) {
                 return Ok(());
