@@ -52,7 +52,7 @@ const TIMES_WITHIN_MS: u64 = 24 * 3600 * 1000;
 const ASK_FOR: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(2);
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What is wrong with the data, if that is why a start failed.
 pub(super) fn damage(error: &anyhow::Error) -> Option<String> {

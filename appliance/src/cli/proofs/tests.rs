@@ -16,6 +16,7 @@ fn arguments(directory: &Path, vector: &Json) -> Verify {
         policy: text("policy").map(|p| directory.join(p)),
         expect_key: text("expect_key").map(|k| client_key(&k).expect("a key of the ledger")),
         chain: None,
+        recovered: Vec::new(),
     }
 }
 
