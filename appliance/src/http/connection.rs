@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -120,7 +121,10 @@ async fn http1_connection(
     let service = service_fn(|request| {
         let in_flight = place.activity.begin();
         async move {
-            let response = super::answer(shared, request, peer, in_flight.clone()).await;
+            let mut response = super::answer(shared, request, peer, in_flight.clone()).await;
+            if shared.registry.is_draining() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok::<_, Infallible>(response.map(|payload| Watched::new(payload, false, in_flight)))
         }
     });

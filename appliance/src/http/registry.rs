@@ -16,6 +16,8 @@ use super::linger::{self, Linger};
 use crate::live::Live;
 use crate::metrics::Metrics;
 
+/// At a stop, how long a connection between two requests may bring one more.
+const LAST_REQUEST: Duration = Duration::from_millis(250);
 /// Idle connections that one scan makes room of when all places are taken.
 const EVICTED_AT_ONCE: usize = 16;
 /// How long a connection that was asked to go may stay.
@@ -214,6 +216,7 @@ pub(super) struct Registry {
     /// Locked for one look at every connection at most, never over an await.
     open: Mutex<Open>,
     changed: Notify,
+    draining: AtomicBool,
 }
 
 #[derive(Default)]
@@ -242,7 +245,8 @@ impl Registry {
         metrics.connections_max(limits.get().connections_max);
         let clock = Arc::new(AtomicU64::new(1));
         let (origin, lingering) = (Instant::now(), linger::places());
-        Self { limits, metrics, origin, clock, lingering, open: Mutex::default(), changed: Notify::new() }
+        let (open, changed, draining) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
+        Self { limits, metrics, origin, clock, lingering, open, changed, draining }
     }
 
     /// A place for a new connection, or none: the address has too many, or all are taken and none is idle.
@@ -334,11 +338,33 @@ impl Registry {
         }
     }
 
-    /// Asks every connection to go once its requests are answered; cuts what is left after the deadline.
-    pub(super) async fn drain(&self, sweep: &mut Interval) {
-        for connection in lock(&self.open).connections.values() {
+    fn ask_to_leave(&self, which: impl Fn(&Activity) -> bool) {
+        for connection in lock(&self.open).connections.values().filter(|connection| which(&connection.activity)) {
             connection.activity.ask_to_leave();
         }
+    }
+
+    /// Whether the listener stops: an answer is then the last one of its connection, and says so.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Asks every connection to go once its requests are answered; cuts what is left after the deadline. In HTTP/1.1 only an
+    /// answer can say that a connection ends: one between two requests is closed after [`LAST_REQUEST`], so that a client
+    /// that is about to send its next one is not left without an answer.
+    pub(super) async fn drain(&self, sweep: &mut Interval) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.ask_to_leave(|activity| activity.http2.load(Ordering::Relaxed));
+        let last_request = tokio::time::sleep(LAST_REQUEST);
+        tokio::pin!(last_request);
+        while !lock(&self.open).connections.is_empty() {
+            tokio::select! {
+                () = &mut last_request => break,
+                () = self.changed.notified() => {}
+                _ = sweep.tick() => self.sweep(),
+            }
+        }
+        self.ask_to_leave(|_| true);
         let deadline = tokio::time::sleep(self.limits.get().stop_deadline);
         tokio::pin!(deadline);
         while !lock(&self.open).connections.is_empty() {

@@ -469,10 +469,16 @@ async fn a_stop_answers_what_is_in_flight_and_closes() {
     let mut slow = fixture.connect(&[b"http/1.1"]).await;
     slow.write_all(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
     let idle = fixture.connect(&[b"http/1.1"]).await;
+    let mut late = fixture.connect(&[b"http/1.1"]).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     fixture.stop.send(true).expect("running");
-    let answer = read_to_close(&mut slow).await;
-    assert!(answer.ends_with("slow"), "the request in flight is answered: {answer}");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    late.write_all(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
+    for (which, connection) in [("in flight", &mut slow), ("of a connection that had none", &mut late)] {
+        let answer = read_to_close(connection).await;
+        assert!(answer.ends_with("slow"), "the request {which} is answered: {answer}");
+        assert!(answer.contains("connection: close\r\n"), "the answer says that it is the last, {which}: {answer}");
+    }
     let Fixture { running, address, .. } = fixture;
     tokio::time::timeout(PATIENCE, running).await.expect("the server ends").expect("without a panic");
     assert!(TcpStream::connect(address).await.is_err(), "the listener is closed");
