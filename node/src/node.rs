@@ -18,7 +18,7 @@ use crate::identity::{Identity, Keys, Place};
 use crate::ledger::Ledger;
 use crate::log_key::KeyRing;
 use crate::planted::{Bug, planted};
-use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, batcher, only};
+use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, Reads, batcher, only};
 use crate::rt::{self, Doing};
 use crate::seal::Seal;
 use crate::store::Shelf;
@@ -109,6 +109,8 @@ struct Inner {
     notary: Arc<Notary>,
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<ReadJob>,
+    /// Of peers that take this node for the leader.
+    peer_reads: mpsc::Sender<ReadJob>,
     pings: mpsc::Sender<Ping>,
     /// Whether `node.json` says that the log has been begun.
     begun: AtomicBool,
@@ -183,6 +185,7 @@ impl Node {
         let notary = Arc::new(Notary::open(&disk, &config.data, book, keys, time)?);
         let (writes, write_queue) = mpsc::channel(config.queue_max);
         let (reads, read_queue) = mpsc::channel(config.queue_max);
+        let (peer_reads, peer_read_queue) = mpsc::channel(config.queue_max);
         let (pings, ping_queue) = mpsc::channel(1);
         let begun = AtomicBool::new(identity.begun || !identity.joined);
         let inner = Arc::new(Inner {
@@ -200,6 +203,7 @@ impl Node {
             notary,
             writes,
             reads,
+            peer_reads,
             pings,
             begun,
             rotating: tokio::sync::Mutex::new(()),
@@ -213,7 +217,7 @@ impl Node {
         if alone {
             inner.checkpoint_round().await?;
         }
-        inner.spawn_tasks(write_queue, read_queue, ping_queue);
+        inner.spawn_tasks(write_queue, read_queue, peer_read_queue, ping_queue);
         Ok(Self { inner })
     }
 
@@ -549,12 +553,14 @@ impl Inner {
         self: &Arc<Self>,
         writes: mpsc::Receiver<Job>,
         reads: mpsc::Receiver<ReadJob>,
+        peer_reads: mpsc::Receiver<ReadJob>,
         pings: mpsc::Receiver<Ping>,
     ) {
         let stopping = self.stopping.subscribe();
         let tasks = vec![
             rt::spawn(batcher(Arc::clone(&self.proposer), writes, pings, stopping.clone())),
-            rt::spawn(self.consensus.read_barrier(reads, stopping.clone())),
+            rt::spawn(self.consensus.read_barrier(reads, stopping.clone(), Reads::Own)),
+            rt::spawn(self.consensus.read_barrier(peer_reads, stopping.clone(), Reads::OfPeers)),
             rt::spawn(until(stopping.clone(), tasks::stand_for_election(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::checkpoints(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),

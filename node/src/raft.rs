@@ -52,7 +52,7 @@ pub(crate) use forward::Desk;
 use hand_over::Permits;
 pub(crate) use log::RaftLog;
 use peers::Link;
-pub(crate) use propose::{Job, Ping, Proposer, ReadJob, batcher, only};
+pub(crate) use propose::{Job, Ping, Proposer, ReadJob, Reads, batcher, only};
 pub(crate) use rounds::{Question, Reply, Secret};
 use standing::Standing;
 use state::Durable;
@@ -322,13 +322,14 @@ impl Consensus {
         self.core.log().ping().await
     }
 
-    /// The task that answers linearizable reads.
+    /// A task that answers linearizable reads.
     pub(crate) fn read_barrier(
         &self,
         queue: mpsc::Receiver<ReadJob>,
         stopping: watch::Receiver<bool>,
+        whose: Reads,
     ) -> impl Future<Output = ()> + Send + 'static {
-        propose::read_barrier(self.core.clone(), queue, stopping)
+        propose::read_barrier(self.core.clone(), queue, stopping, whose)
     }
 
     /// Proposes one command and waits until it is applied here.

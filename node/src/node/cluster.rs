@@ -58,7 +58,7 @@ impl Node {
     pub fn answer<'a>(&'a self, from: u64, message: Bytes) -> Doing<'a, Bytes> {
         Box::pin(async move {
             let inner = &self.inner;
-            let desk = Desk { from, writes: inner.writes.clone(), reads: inner.reads.clone(), room: self.room() };
+            let desk = Desk { from, writes: inner.writes.clone(), reads: inner.peer_reads.clone(), room: self.room() };
             inner.consensus.answer(&message, &desk, |question| inner.answer_round(from, question)).await
         })
     }

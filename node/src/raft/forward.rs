@@ -34,6 +34,8 @@ const READ_WAIT: Duration = Duration::from_secs(3);
 const CONFIRM_WAIT: Duration = Duration::from_millis(500);
 /// How long this node may take to apply what the leader had applied.
 const APPLY_WAIT: Duration = Duration::from_secs(10);
+/// While a peer's write waits here, so often it is looked whether this node still leads.
+const LEADERSHIP_LOOK: Duration = Duration::from_millis(100);
 /// Pause between two tries.
 const RETRY: Duration = Duration::from_millis(25);
 /// Most writes in one message.
@@ -142,16 +144,30 @@ pub(super) async fn read_index(core: &Core) -> Result<(), Error> {
     }
 }
 
-/// Raft index of the newest entry that a linearizable read must see, confirmed by a majority.
-async fn confirmed(core: &Core) -> Result<u64, Error> {
+/// The same, but only if this node leads.
+pub(super) async fn read_index_here(core: &Core) -> Result<(), Error> {
     let raft = core.raft()?;
+    let index = confirmed_here(&raft).await?.ok_or(Error::NotLeader { leader: None })?;
+    applied(core, index).await
+}
+
+/// Raft index of the newest entry that a linearizable read must see, confirmed by a majority; `None`: another leads.
+async fn confirmed_here(raft: &Raft<TypeConfig>) -> Result<Option<u64>, Error> {
     if planted(Bug::StaleRead) && raft.metrics().borrow().state == ServerState::Leader {
-        return Ok(0);
+        return Ok(Some(0));
     }
     match raft.get_read_log_id().await {
-        Ok((read, _)) => return Ok(read.map_or(0, |id| id.index)),
-        Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(_))) => {}
-        Err(error) => return Err(Error::Unavailable(error.to_string())),
+        Ok((read, _)) => Ok(Some(read.map_or(0, |id| id.index))),
+        Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(_))) => Ok(None),
+        Err(error) => Err(Error::Unavailable(error.to_string())),
+    }
+}
+
+/// The same, asked of the leader when that is another.
+async fn confirmed(core: &Core) -> Result<u64, Error> {
+    let raft = core.raft()?;
+    if let Some(index) = confirmed_here(&raft).await? {
+        return Ok(index);
     }
     let Some(leader) = leader(&raft, core.node()) else { return Err(Error::NotLeader { leader: None }) };
     match core.link().ask(&leader, &Request::ReadIndex, CONFIRM_WAIT).await {
@@ -184,7 +200,7 @@ impl Desk {
     pub(super) async fn answer(&self, core: &Core, request: Request) -> Answer {
         match (self.refusal(core), request) {
             (Some(refused), _) => Answer::Refused(refused),
-            (None, Request::Write { writes }) => self.write(writes).await,
+            (None, Request::Write { writes }) => self.write(core, writes).await,
             (None, Request::ReadIndex) => self.read_index(core).await,
             (None, _) => Answer::Refused(Refused::Unavailable("this is no question of a client".into())),
         }
@@ -204,26 +220,35 @@ impl Desk {
         (m.state != ServerState::Leader).then_some(Refused::NotLeader(m.current_leader))
     }
 
-    async fn write(&self, writes: Vec<WriteCommand>) -> Answer {
+    async fn write(&self, core: &Core, writes: Vec<WriteCommand>) -> Answer {
         let count = writes.len();
         if count > WRITES_MAX {
             return Answer::Refused(Refused::Unavailable(format!("more than {WRITES_MAX} writes in one message")));
         }
-        Answer::Write(match self.queued(writes).await {
+        Answer::Write(match self.queued(core, writes).await {
             Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
             Err(error) => vec![Err(WriteError::of(error)); count],
         })
     }
 
-    async fn queued(&self, writes: Vec<WriteCommand>) -> Result<Vec<Outcome>, Error> {
+    async fn queued(&self, core: &Core, writes: Vec<WriteCommand>) -> Result<Vec<Outcome>, Error> {
         self.room.clone()?;
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let job = Job { writes, reply, accepts_clock: false, forwarded: true };
         self.writes.try_send(job).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Unavailable("the leader is stopping".into()),
         })?;
-        answer.await.unwrap_or(Err(Error::Unknown))
+        loop {
+            match rt::timeout(LEADERSHIP_LOOK, &mut answer).await {
+                Ok(answered) => return answered.unwrap_or(Err(Error::Unknown)),
+                // Whoever asks may lead by now, and what waits here may wait for it.
+                Err(_) if !core.raft().is_ok_and(|raft| raft.metrics().borrow().state == ServerState::Leader) => {
+                    return Err(Error::Unknown);
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     async fn read_index(&self, core: &Core) -> Answer {

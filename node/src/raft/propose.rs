@@ -344,8 +344,23 @@ pub(super) async fn propose_command(core: &Core, command: &Command) -> Result<Ar
 /// A linearizable read waiting for its confirmation.
 pub(crate) type ReadJob = oneshot::Sender<Result<(), Error>>;
 
+/// Who asks for linearizable reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Clients of this node, which asks the leader when that is another.
+    Own,
+    /// Peers that take this node for the leader. They are answered by it alone, and wait for nothing that it asks of others:
+    /// two nodes that took each other for the leader would wait for each other.
+    OfPeers,
+}
+
 /// Confirms leadership for all reads that wait, at once, and releases them when the log is applied so far.
-pub(super) async fn read_barrier(core: Core, mut queue: mpsc::Receiver<ReadJob>, mut stopping: watch::Receiver<bool>) {
+pub(super) async fn read_barrier(
+    core: Core,
+    mut queue: mpsc::Receiver<ReadJob>,
+    mut stopping: watch::Receiver<bool>,
+    whose: Reads,
+) {
     while let Some(first) = next(&mut queue, &mut stopping).await {
         let mut waiting = vec![first];
         while let Ok(job) = queue.try_recv() {
@@ -353,7 +368,10 @@ pub(super) async fn read_barrier(core: Core, mut queue: mpsc::Receiver<ReadJob>,
         }
         let answer = {
             let _span = trace::task("confirm leadership");
-            forward::read_index(&core).await
+            match whose {
+                Reads::Own => forward::read_index(&core).await,
+                Reads::OfPeers => forward::read_index_here(&core).await,
+            }
         };
         for reply in waiting {
             let _ = reply.send(answer.clone());
