@@ -35,6 +35,8 @@ use file::BlobFile;
 pub use upload::BlobUpload;
 pub(crate) use upload::Bounds;
 
+/// Blobs fetched from peers at once.
+const FETCHES_MAX: usize = 4;
 /// Uploads at once; each takes up to 3 MiB of memory.
 const UPLOADS_MAX: usize = 32;
 const UPLOAD_PREFIX: &str = "upload-";
@@ -58,6 +60,8 @@ struct State {
     /// Of names that are used once.
     sequence: u64,
     uploads: usize,
+    /// Blobs that are being fetched from peers, and whether the last value that named one was erased meanwhile.
+    fetched: BTreeMap<Cid, bool>,
     /// Files to remove.
     gone: Vec<PathBuf>,
 }
@@ -167,9 +171,44 @@ impl Blobs {
         Ok(pins)
     }
 
-    /// Begins to count from new what values name.
-    pub(crate) fn forget_names(&self) {
-        self.state().known.values_mut().for_each(|known| known.references = 0);
+    /// Begins to count from new what values name. Gives what they named before.
+    pub(crate) fn forget_names(&self) -> Vec<Cid> {
+        let mut state = self.state();
+        let named = |known: &mut Known| std::mem::take(&mut known.references) > 0;
+        state.known.iter_mut().filter_map(|(cid, known)| named(known).then_some(*cid)).collect()
+    }
+
+    /// Of blobs that values named before they were counted anew, those that none names now are erased, as by
+    /// [`Blobs::erase`].
+    pub(crate) fn erase_forgotten(&self, named_before: &[Cid]) -> Result<(), Error> {
+        let named = |cid: &&Cid| self.state().known.get(cid).is_some_and(|known| known.references > 0);
+        let forgotten: Vec<Cid> = named_before.iter().filter(|cid| !named(cid)).copied().collect();
+        self.erase(&forgotten)
+    }
+
+    /// Blobs that values name and that are not here whole.
+    pub(crate) fn missing(&self) -> Vec<Cid> {
+        let state = self.state();
+        let missing = |known: &Known| known.references > 0 && known.size.is_none();
+        state.known.iter().filter(|(_, known)| missing(known)).map(|(cid, _)| *cid).collect()
+    }
+
+    /// Whether a blob is here; if so it stays as long as one that has just come.
+    pub(crate) fn touch(&self, cid: &Cid) -> bool {
+        let mut state = self.state();
+        let here = state.known.get_mut(cid).filter(|known| known.size.is_some() && !known.condemned);
+        here.map(|known| known.idle_since = rt::instant()).is_some()
+    }
+
+    /// A place for a blob that is to be fetched; `None` when it is here, being fetched already, or others take all places.
+    pub(crate) fn fetch(self: &Arc<Self>, cid: Cid) -> Option<Fetch> {
+        let mut state = self.state();
+        let here = state.known.get(&cid).is_some_and(|known| known.size.is_some() && !known.condemned);
+        if here || state.fetched.contains_key(&cid) || state.fetched.len() == FETCHES_MAX {
+            return None;
+        }
+        state.fetched.insert(cid, false);
+        Some(Fetch { blobs: Arc::clone(self), cid })
     }
 
     /// One more value names the blob.
@@ -192,7 +231,11 @@ impl Blobs {
                 known.references = known.references.saturating_sub(1);
                 known.idle_since = rt::instant();
                 known.condemned = known.references == 0;
-                known.condemned && known.pins == 0
+                let (condemned, erased) = (known.condemned, known.condemned && known.pins == 0);
+                if let Some(gone) = state.fetched.get_mut(cid).filter(|_| condemned) {
+                    *gone = true;
+                }
+                erased
             };
             if erased {
                 renamed = true;
@@ -367,6 +410,18 @@ impl Drop for Pins {
                 known.pins -= 1;
             }
         }
+    }
+}
+
+/// A blob that is being fetched from a peer. What values named and was erased meanwhile is not taken in.
+pub(crate) struct Fetch {
+    blobs: Arc<Blobs>,
+    pub(crate) cid: Cid,
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        self.blobs.state().fetched.remove(&self.cid);
     }
 }
 

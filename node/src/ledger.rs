@@ -382,7 +382,7 @@ impl Ledger {
 
     /// Counts from the rows which blobs values name, and how often.
     pub(crate) fn count_blobs(&self) -> Result<(), Error> {
-        self.blobs.forget_names();
+        let named_before = self.blobs.forget_names();
         let mut from = [0; 8];
         loop {
             let page = self.rows.from(Tree::BlobSlots, &from, BLOB_SLOTS_AT_ONCE)?;
@@ -397,7 +397,7 @@ impl Ledger {
                 from = (slot + 1).to_be_bytes();
             }
             if page.len() < BLOB_SLOTS_AT_ONCE {
-                return Ok(());
+                return self.blobs.erase_forgotten(&named_before);
             }
         }
     }

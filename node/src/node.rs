@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-use crate::command::{Command, Key, Operation, Outcome, Write, WriteCommand};
+use crate::command::{Command, Key, Outcome, Write, WriteCommand};
 use crate::cosign::{self, Notary};
 use crate::disk::Disk;
 use crate::error::Error;
@@ -29,6 +29,7 @@ use crate::view::{ApplyStages, BlockRow, Consistency, Head, HistoryPage, KeyPage
 
 mod blobs;
 mod cluster;
+mod copies;
 mod log_key;
 mod recover;
 mod rounds;
@@ -280,13 +281,11 @@ impl Node {
     /// Queues a write for the batcher and waits for its outcome.
     async fn submit(&self, write: Write, accepts_clock: bool) -> Result<Outcome, Error> {
         self.inner.notary.soundness().check()?;
-        if write.operations.iter().any(|operation| matches!(operation, Operation::Put { blob: true, .. })) {
-            self.inner.no_peers("a blob is not copied to peers yet, so no value can name one")?;
-        }
         let named = write.operations.iter().filter_map(|operation| operation.blob().transpose());
+        let named = named.collect::<Result<Vec<_>, _>>()?;
         // Held until the outcome is known: what a write names must not be collected under it.
-        let pins = self.inner.ledger.blobs.pin(named.collect::<Result<Vec<_>, _>>()?.into_iter())?;
-        let write = WriteCommand::prepare(write, |cid| pins.size(cid), rt::fill_random)?;
+        let pins = if named.is_empty() { None } else { Some(self.inner.pin_copies(named).await?) };
+        let write = WriteCommand::prepare(write, |cid| pins.as_ref().and_then(|pins| pins.size(cid)), rt::fill_random)?;
         self.room()?;
         let (reply, answer) = oneshot::channel();
         let job = Job { writes: vec![write], reply, accepts_clock, forwarded: false };
@@ -569,7 +568,8 @@ impl Inner {
             rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::scrub(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), blobs::scrub(Arc::clone(self)))),
-            rt::spawn(until(stopping, blobs::collect(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), blobs::collect(Arc::clone(self)))),
+            rt::spawn(until(stopping, copies::heal(Arc::clone(self)))),
         ];
         *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
     }

@@ -52,6 +52,7 @@ pub(crate) async fn post(mut call: Call) -> Handled {
         upload = upload.write(bytes).await.map_err(closing)?;
     }
     let (cid, size) = upload.finish(expected).await?;
+    call.app.node.offer_blob(cid);
     let mut response = render::json(StatusCode::CREATED, &Uploaded { cid: cid.to_string(), size })?;
     response.headers_mut().insert(ETAG, tag(&cid)?);
     Ok(response)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::file::BlobWriter;
-use super::{Blobs, Cid, UPLOAD_PREFIX, UPLOADS_MAX};
+use super::{Blobs, Cid, Fetch, UPLOAD_PREFIX, UPLOADS_MAX};
 use crate::error::Error;
 use crate::rt;
 
@@ -129,11 +129,18 @@ impl BlobUpload {
     /// # Errors
     /// [`Error::DigestMismatch`]; as [`BlobUpload::write`].
     pub async fn finish(self, expected: Option<[u8; 32]>) -> Result<(Cid, u64), Error> {
-        let finished = rt::blocking(move || self.finish_now(expected)).await;
+        let finished = rt::blocking(move || self.finish_now(expected, false)).await;
         finished.unwrap_or_else(|e| Err(ended_early(&e)))
     }
 
-    fn finish_now(mut self, expected: Option<[u8; 32]>) -> Result<(Cid, u64), Error> {
+    /// [`BlobUpload::finish`] for what comes from a peer.
+    pub(crate) async fn finish_fetch(self, fetch: &Fetch) -> Result<(), Error> {
+        let expected = Some(fetch.cid.hash());
+        let finished = rt::blocking(move || self.finish_now(expected, true)).await;
+        finished.unwrap_or_else(|e| Err(ended_early(&e))).map(drop)
+    }
+
+    fn finish_now(mut self, expected: Option<[u8; 32]>, fetched: bool) -> Result<(Cid, u64), Error> {
         self.flush()?;
         let (Some(writer), Some(path)) = (self.writer.take(), self.place.path.clone()) else {
             return Err(Error::Invalid("the upload had ended".into()));
@@ -142,7 +149,7 @@ impl BlobUpload {
         if expected.is_some_and(|hash| hash != cid.hash()) {
             return Err(Error::DigestMismatch(cid.to_string()));
         }
-        self.place.blobs.take_in(&path, cid, size)?;
+        self.place.blobs.take_in(&path, cid, size, fetched)?;
         self.place.path = None;
         Ok((cid, size))
     }
@@ -150,8 +157,11 @@ impl BlobUpload {
 
 impl Blobs {
     /// Gives a whole, durable file the name of its blob. One that was there is replaced: this one is known to be right.
-    fn take_in(&self, path: &std::path::Path, cid: Cid, size: u64) -> Result<(), Error> {
+    fn take_in(&self, path: &std::path::Path, cid: Cid, size: u64, fetched: bool) -> Result<(), Error> {
         let _names = self.names();
+        if fetched && self.state().fetched.get(&cid).is_some_and(|erased| *erased) {
+            return Err(Error::NotFound(format!("the blob {cid}, which was erased while it came from a peer")));
+        }
         let named = self.disk.rename(path, &self.path(&cid));
         named.map_err(|e| Error::io(format!("naming the blob {cid}"), &e))?;
         match self.disk.remove(&self.damaged_path(&cid)) {

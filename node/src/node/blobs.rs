@@ -33,12 +33,22 @@ impl Node {
         self.aside(move |inner| inner.ledger.blobs.upload(announced, bounds)).await
     }
 
-    /// A blob, to be read from.
+    /// A blob, to be read from; when values name it and it is not here whole, it is brought from a peer first.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::DamagedBlob`] when values name it and it is damaged or missing.
+    /// [`Error::NotFound`]; [`Error::DamagedBlob`] when values name it and no node has it whole; [`Error::Unavailable`] when
+    /// bringing it takes long.
     pub async fn blob(&self, cid: Cid) -> Result<Blob, Error> {
+        match self.aside(move |inner| inner.ledger.blobs.read(&cid)).await {
+            Err(Error::DamagedBlob(_)) if self.inner.has_peers() => self.inner.bring(cid).await?,
+            read => return read,
+        }
         self.aside(move |inner| inner.ledger.blobs.read(&cid)).await
+    }
+
+    /// Has the peers copy a blob that was just uploaded here, and waits for nobody.
+    pub fn offer_blob(&self, cid: Cid) {
+        self.inner.offer(cid);
     }
 }
 

@@ -209,11 +209,6 @@ impl Inner {
         self.ledger.cosigner(node)
     }
 
-    /// Refuses what a node with peers cannot do.
-    pub(super) fn no_peers(&self, why: &str) -> Result<(), Error> {
-        if self.consensus.members().len() <= 1 { Ok(()) } else { Err(Error::Invalid(why.to_owned())) }
-    }
-
     /// For a node that joined: from the first entry on that it got, an empty raft log is a loss.
     pub(super) fn note_begun(&self) -> Result<(), Error> {
         if self.begun.load(Relaxed) || self.ledger.chain().head.raft.is_empty() {

@@ -192,8 +192,8 @@ impl Inner {
         }
     }
 
-    /// Answers a member's question about checkpoints.
-    pub(super) async fn answer_round(&self, from: u64, question: Question) -> Reply {
+    /// Answers a member's question about checkpoints or blobs.
+    pub(super) async fn answer_round(self: &Arc<Self>, from: u64, question: Question) -> Reply {
         let refused = |error: Error| Reply::Refused(error.to_string());
         match question {
             Question::Cosign { note, raft_index, state } => {
@@ -214,6 +214,8 @@ impl Inner {
             Question::Publish { note, raft_index } => {
                 self.publish_shown(from, note, raft_index).await.map_or_else(refused, |()| Reply::Published)
             }
+            Question::Lacking { blobs } => self.lacking(from, &blobs),
+            Question::Piece { blob, offset } => self.piece_of(blob, offset).await.unwrap_or_else(refused),
             Question::Newest => Reply::Newest(self.notary.published().map(|p| (p.text.to_string(), p.raft_index))),
             Question::KeepLogKey { secret } => self.keep_log_key(from, secret.0).await.unwrap_or_else(refused),
             Question::LogKey { vkey } => self.give_log_key(from, vkey).await.unwrap_or_else(refused),

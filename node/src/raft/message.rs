@@ -42,7 +42,7 @@ pub(crate) enum Request {
     TakeOver { leader: Vote, last: Option<EntryId> },
     /// What time is it?
     Clock,
-    /// About a checkpoint.
+    /// About a checkpoint or a blob.
     Round(Question),
 }
 
@@ -77,7 +77,7 @@ pub(crate) enum Answer {
     Clock {
         wall_ms: u64,
     },
-    /// About a checkpoint.
+    /// About a checkpoint or a blob.
     Round(Reply),
 }
 

@@ -1,7 +1,8 @@
-//! What nodes say to each other about checkpoints, carried as any other message of theirs.
+//! What nodes say to each other about checkpoints and blobs, carried as any other message of theirs.
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::ServerState;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +24,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// A question about a checkpoint.
+/// A question about a checkpoint or a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Question {
     /// Cosign this head, once the raft log is applied up to `raft_index`. `state`: the state root of its block.
@@ -38,6 +39,10 @@ pub(crate) enum Question {
     KeepLogKey { secret: Secret },
     /// The log key with this public half, please: of a voter.
     LogKey { vkey: String },
+    /// Which of these blobs do you lack? Get them from me, and keep for a while what you have. SHA-256 of each.
+    Lacking { blobs: Vec<Hash> },
+    /// Bytes of a blob from an offset on.
+    Piece { blob: Hash, offset: u64 },
 }
 
 /// The answer to a [`Question`].
@@ -57,6 +62,13 @@ pub(crate) enum Reply {
     LogKey(Secret),
     /// For a reason that may pass.
     Refused(String),
+    /// Those it lacks.
+    Lacks(Vec<Hash>),
+    /// Bytes of a blob, none only at its end; and its length in bytes.
+    Piece {
+        size: u64,
+        bytes: Bytes,
+    },
 }
 
 impl Consensus {

@@ -7,11 +7,11 @@ use crate::command::Refusal;
 /// Longer than several pieces, and no whole number of them.
 const BLOB_BYTES: usize = 200_003;
 
-fn content(n: u8) -> Bytes {
+pub(super) fn content(n: u8) -> Bytes {
     (0..BLOB_BYTES).map(|i| u8::try_from(i % 251).unwrap() ^ n).collect::<Vec<_>>().into()
 }
 
-async fn upload(node: &Node, n: u8) -> Cid {
+pub(super) async fn upload(node: &Node, n: u8) -> Cid {
     let mut upload = node.upload(None).await.unwrap();
     for piece in content(n).chunks(1000) {
         upload = upload.write(Bytes::copy_from_slice(piece)).await.unwrap();
@@ -21,12 +21,12 @@ async fn upload(node: &Node, n: u8) -> Cid {
     cid
 }
 
-fn put_blob(key: &str, cid: &Cid) -> Operation {
+pub(super) fn put_blob(key: &str, cid: &Cid) -> Operation {
     let key = Key::client(key).unwrap();
     Operation::Put { key, value: cid.to_string().into(), media_type: "application/x-tar".into(), blob: true }
 }
 
-async fn committed(node: &Node, operation: Operation) -> u64 {
+pub(super) async fn committed(node: &Node, operation: Operation) -> u64 {
     let write =
         Write { author: "client".into(), requirements: Vec::new(), operations: vec![operation], idempotency: None };
     match node.write(write).await.unwrap() {
@@ -35,11 +35,11 @@ async fn committed(node: &Node, operation: Operation) -> u64 {
     }
 }
 
-async fn erased(node: &Node, key: &str, revision: u64) {
+pub(super) async fn erased(node: &Node, key: &str, revision: u64) {
     committed(node, Operation::Erase { key: Key::client(key).unwrap(), revision }).await;
 }
 
-async fn read(node: &Node, cid: Cid) -> Result<Vec<u8>, Error> {
+pub(super) async fn read(node: &Node, cid: Cid) -> Result<Vec<u8>, Error> {
     let blob = node.blob(cid).await?;
     let mut all = Vec::new();
     while let piece = blob.read(all.len() as u64).await?

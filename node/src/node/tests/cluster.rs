@@ -5,6 +5,7 @@
 
 mod chaos;
 mod checkpoints;
+mod copies;
 mod elections;
 mod hand_over;
 mod history;

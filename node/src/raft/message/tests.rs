@@ -14,7 +14,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
         idempotency: None,
         proposal: Some(ProposalId { node: 2, boot: 7, sequence: 1 }),
     };
-    let requests: [(Request, &[u8]); 17] = [
+    let requests: [(Request, &[u8]); 19] = [
         (
             Request::Append {
                 vote: VOTE,
@@ -52,6 +52,14 @@ fn the_bytes_of_messages_stay_what_they_are() {
             b"\x01\x0b\x04\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07",
         ),
         (Request::Round(Question::LogKey { vkey: "v".into() }), b"\x01\x0b\x05\x01v"),
+        (
+            Request::Round(Question::Lacking { blobs: vec![[7; 32]] }),
+            b"\x01\x0b\x06\x01\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07",
+        ),
+        (
+            Request::Round(Question::Piece { blob: [7; 32], offset: 300 }),
+            b"\x01\x0b\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\xac\x02",
+        ),
     ];
     for (request, golden) in requests {
         let encoded = encode(&request);
@@ -64,7 +72,7 @@ fn the_bytes_of_messages_stay_what_they_are() {
         assert_eq!(decode_request(&asked).unwrap(), (asker, request));
     }
     let committed = Outcome::Committed(Committed { transaction: 5, block: 2, created: vec![true] });
-    let answers: [(Answer, &[u8]); 21] = [
+    let answers: [(Answer, &[u8]); 23] = [
         (Answer::Append(AppendAnswer::Partial(Some(ID))), b"\x01\x00\x01\x01\x03\x02\xac\x02"),
         (Answer::Vote { vote: VOTE, granted: true, last: None }, b"\x01\x01\x03\x02\x01\x01\x00"),
         (Answer::PreVote(PreVoteAnswer::Later(300)), b"\x01\x02\x01\xac\x02"),
@@ -92,6 +100,8 @@ fn the_bytes_of_messages_stay_what_they_are() {
             b"\x01\x0c\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07",
         ),
         (Answer::Round(Reply::Refused("no".into())), b"\x01\x0c\x08\x02no"),
+        (Answer::Round(Reply::Lacks(Vec::new())), b"\x01\x0c\x09\x00"),
+        (Answer::Round(Reply::Piece { size: 300, bytes: Bytes::from_static(b"p") }), b"\x01\x0c\x0a\xac\x02\x01p"),
     ];
     for (answer, golden) in answers {
         let encoded = encode(&answer);

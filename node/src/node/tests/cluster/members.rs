@@ -78,7 +78,7 @@ fn three_nodes_come_together_and_any_of_them_answers() {
             blob: true,
         };
         let refused = node.write(Write { operations: vec![operation], ..put("blob", 1) }).await;
-        assert!(matches!(&refused, Err(Error::Invalid(why)) if why.contains("peers")), "{refused:?}");
+        assert!(matches!(&refused, Err(Error::NoBlob(none)) if none == cid), "a blob that no node has: {refused:?}");
     });
 }
 

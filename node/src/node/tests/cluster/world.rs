@@ -491,7 +491,9 @@ impl World {
     pub(super) fn look_at_checkpoints(&self) {
         let served = self.ids().into_iter().filter_map(|id| self.node(id)?.1.checkpoint());
         let served: Vec<_> = served.collect();
-        if let Err(what) = lock(&self.0.state).checkpoints.look(served) {
+        // The lock is let go before what was seen is noted.
+        let looked = lock(&self.0.state).checkpoints.look(served);
+        if let Err(what) = looked {
             self.violated(what);
         }
     }
