@@ -10,6 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Disk;
@@ -17,13 +18,31 @@ use crate::durable;
 use crate::error::Error;
 use crate::note::{Scheme, Signer, VerifierKey};
 use crate::policy::Policy;
-use crate::raft::ClusterId;
 use crate::rt;
 use crate::seal::{COSIGNING_KEY, LOG_KEY, Role, Seal, zero};
 use crate::view::LogInfo;
 
 const FORMAT: u32 = 1;
 pub(crate) const SEED_BYTES: usize = 32;
+
+/// Bits of the id that are a hash of the origin; the number of the epoch lies above them.
+const ORIGIN_BITS: u32 = 48;
+
+/// Names a cluster: the number of its epoch, and a hash of its origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ClusterId(pub u64);
+
+impl ClusterId {
+    pub(crate) fn of(epoch: u64, origin: &str) -> Self {
+        let hash = digest(&SHA256, origin.as_bytes());
+        let hash = hash.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        Self(epoch << ORIGIN_BITS | hash >> (u64::BITS - ORIGIN_BITS))
+    }
+
+    pub(crate) fn epoch(self) -> u64 {
+        self.0 >> ORIGIN_BITS
+    }
+}
 
 /// The file `node.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -4,29 +4,10 @@
 
 use std::sync::Arc;
 
-use ring::digest::{SHA256, digest};
 use tokio::sync::watch;
 
 use super::message::Refused;
-
-/// Bits of the id that are a hash of the origin; the number of the epoch lies above them.
-const ORIGIN_BITS: u32 = 48;
-
-/// Names a cluster: the number of its epoch, and a hash of its origin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ClusterId(pub u64);
-
-impl ClusterId {
-    pub(crate) fn of(epoch: u64, origin: &str) -> Self {
-        let hash = digest(&SHA256, origin.as_bytes());
-        let hash = hash.as_ref().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
-        Self(epoch << ORIGIN_BITS | hash >> (u64::BITS - ORIGIN_BITS))
-    }
-
-    fn epoch(self) -> u64 {
-        self.0 >> ORIGIN_BITS
-    }
-}
+use crate::identity::ClusterId;
 
 /// This node's cluster. Clones name the same.
 #[derive(Clone)]

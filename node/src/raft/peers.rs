@@ -15,12 +15,13 @@ use openraft::raft::{
 };
 use openraft::{BasicNode, OptionalSend, Snapshot, Vote};
 
-use super::epoch::{ClusterId, Epoch};
+use super::epoch::Epoch;
 use super::message::{self, Answer, Refused, Request};
 use super::standing::Standing;
 use super::{SnapshotStream, TypeConfig};
 use crate::archive::Mark;
 use crate::error::Error;
+use crate::identity::ClusterId;
 use crate::rt;
 use crate::transport::{Lost, Peer, Transport};
 
