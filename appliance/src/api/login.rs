@@ -1,14 +1,18 @@
 //! Sessions: `/v1/login`, `/v1/logout`, `/v1/me`, and the keys that sign their tokens.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
+use samovar_node::rt;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
 use super::{Call, Handled, access, render, users};
 use crate::auth::{Grant, Old, PASSWORDS, Principal, Role, Secret, Stored, USERS, User, Way, commit};
+
+/// How long a login waits for what peers acknowledged before it.
+const CATCH_UP_WAIT: Duration = Duration::from_millis(500);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,7 +76,8 @@ pub(crate) async fn login(call: Call) -> Handled {
 
 /// The user, if the password is right. One argon2 whoever is named, and a record of the attempt.
 ///
-/// Reads what this node has: who may log in must not depend on a quorum.
+/// Reads what this node has, once it has caught up with what its peers acknowledged: the user may have been made on another
+/// one a moment ago. That is waited for no longer than [`CATCH_UP_WAIT`]: who may log in must not depend on a quorum.
 ///
 /// # Errors
 /// 429 while attempts are to wait, 503 when too many are being checked.
@@ -83,6 +88,10 @@ async fn checked(call: &Call, name: &str, password: Secret) -> Result<Option<Sto
         Problem::too_many("too many failed logins; wait and try again", wait.as_secs().saturating_add(1))
     })?;
     let node = &call.app.node;
+    if node.members().len() > 1 {
+        // For whoever is named: the time of an answer says nothing of whether there is such a user.
+        let _ = rt::timeout(CATCH_UP_WAIT, node.barrier()).await;
+    }
     let (user, stored) = (USERS.find(node, name).await?, PASSWORDS.find(node, name).await?);
     let right = match auth.passwords.verify(password, stored.map(|s| s.row.phc)).await {
         Ok(right) => right,

@@ -19,6 +19,8 @@ use crate::rt;
 
 /// How long the state machine of an ended core may take to come to its end.
 const END_WAIT: Duration = Duration::from_secs(60);
+/// How long the core may take to stop.
+const STOP_WAIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(2);
 /// More starts than these within [`RESTART_WINDOW`], and it is no accident any more.
 const RESTARTS_MAX: u32 = 5;
@@ -112,8 +114,7 @@ impl Core {
             if let Some(what) = self.ledger().suspicion.noted() {
                 return Error::DamagedStore(what);
             }
-            if planted(Bug::CoreStaysEnded) || self.0.applying.failed.load(Relaxed) || self.0.log.ping().await.is_err()
-            {
+            if planted(Bug::CoreStaysEnded) || self.has_failed() || self.0.log.ping().await.is_err() {
                 return ended;
             }
             if window.elapsed() > RESTART_WINDOW {
@@ -161,13 +162,20 @@ impl Core {
         self.begin().await
     }
 
-    /// Stops the core. Writes in flight are answered before.
+    /// Stops the core. Writes in flight are answered before. What it has not let go of in time ends with the process: what
+    /// is acknowledged is durable already.
     pub(super) async fn stop(&self) {
         let raft = self.0.raft.write().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(raft) = raft
-            && let Err(error) = raft.shutdown().await
-        {
-            tracing::error!(%error, "the Raft core did not stop cleanly");
+        let Some(raft) = raft else { return };
+        match rt::timeout(STOP_WAIT, raft.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the Raft core did not stop cleanly"),
+            Err(_) => tracing::error!("the Raft core did not stop within {} s", STOP_WAIT.as_secs()),
         }
+    }
+
+    /// Whether apply has failed: this node takes part in nothing any more, and is about to end.
+    pub(super) fn has_failed(&self) -> bool {
+        self.0.applying.failed.load(Relaxed)
     }
 }

@@ -67,7 +67,8 @@ impl Proposer {
         // Whether a try may have written them.
         let mut doubt = false;
         let deadline = rt::instant() + WRITE_WAIT;
-        while rt::instant() < deadline {
+        // Who has failed ends as soon as nothing is in flight any more.
+        while rt::instant() < deadline && !self.core.has_failed() {
             match self.try_once(&mut writes).await {
                 Ok(outcomes) => return Ok(outcomes),
                 Err(WriteError::Refused(why)) if !doubt => return Err(Error::Unavailable(why)),

@@ -79,8 +79,12 @@ pub async fn run(settings: &Settings) -> Result<String> {
         let (world, calm) = (Arc::clone(&world), Arc::clone(&calm));
         std::thread::spawn(move || world.supervise(&calm))
     };
+    // What is there is judged all the same, and the history kept.
+    let mut unmade: Vec<String> = Vec::new();
     for hand in hands {
-        ended(hand).await.context("a fault could not be made")?;
+        if let Err(error) = ended(hand).await {
+            unmade.push(format!("{error:#}"));
+        }
     }
     tokio::time::sleep(CALM).await;
     over.store(true, Relaxed);
@@ -97,7 +101,10 @@ pub async fn run(settings: &Settings) -> Result<String> {
     let run = Run { settings, stories, counts, died, elections: terms.load(Relaxed) };
     let judged = run.judge(&nodes, &ledger, &auditor).await;
     let stopped = nodes.iter_mut().try_for_each(Daemon::stop);
-    let line = judged.and_then(|line| stopped.map(|()| line));
+    let line = judged.and_then(|line| {
+        ensure!(unmade.is_empty(), "faults that could not be made: {unmade:#?}; of the rest: {line}");
+        stopped.map(|()| line)
+    });
     if line.is_err() {
         // The disks are left for whoever looks for the cause.
         disks.into_iter().for_each(std::mem::forget);
