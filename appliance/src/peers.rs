@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use anyhow::{Context as _, anyhow};
 use bytes::Bytes;
@@ -80,7 +80,7 @@ struct Inner {
     /// Keys that never are principals.
     clients: Mutex<Option<Arc<ClientKeys>>>,
     /// What certifies a peer that comes back as a new node.
-    authority: Mutex<Option<Arc<Certificates>>>,
+    authority: Mutex<Weak<Certificates>>,
     /// Verifier key of this node's cosignatures, read when it is first told.
     cosigner: OnceLock<String>,
     /// Whether peers are answered, or will be.
@@ -139,9 +139,9 @@ impl Peers {
         *self.0.clients.lock().unwrap_or_else(PoisonError::into_inner) = Some(clients);
     }
 
-    /// Says what certifies a peer that comes back as a new node.
-    pub(crate) fn entrust(&self, authority: Arc<Certificates>) {
-        *self.0.authority.lock().unwrap_or_else(PoisonError::into_inner) = Some(authority);
+    /// Says what certifies a peer that comes back as a new node. It is not held: it holds the node, and the node these peers.
+    pub(crate) fn entrust(&self, authority: &Arc<Certificates>) {
+        *self.0.authority.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(authority);
     }
 
     /// Takes a peer out of service, or puts it back.

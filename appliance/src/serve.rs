@@ -161,7 +161,7 @@ async fn listen(
     let subject = tls::Subject::of(&node.status().name, config.listen.ip(), &config.tls_names).of_node(node.id());
     let known = (node.clone(), peers.clone());
     let certificates = Certificates::open(&secrets, (subject, config.site.clone()), known, metrics.clone())?;
-    peers.entrust(certificates.clone());
+    peers.entrust(&certificates);
     let healing = rebuild::heal(node.clone(), peers.clone(), config.clone(), secrets.clone());
     let settings = Settings::new(source, config.clone(), certificates.clone());
     let (tls, limits) = (certificates.server(), settings.limits.clone());

@@ -140,7 +140,7 @@ impl Peers {
     }
 
     async fn certify(&self, request: &str, subject: &Subject) -> Result<(String, String), Problem> {
-        let authority = self.0.authority.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let authority = self.0.authority.lock().unwrap_or_else(std::sync::PoisonError::into_inner).upgrade();
         let authority = authority.ok_or_else(|| Problem::unavailable("this node is just starting"))?;
         let (request, subject) = (request.to_owned(), subject.clone());
         let certified = rt::blocking(move || authority.certify_request(&request, &subject)).await;

@@ -113,7 +113,13 @@ fn run_daemon(data: &Path) -> Running {
         let told = move |address| ready.send(address).expect("the test waits");
         run(source, &config, told, async { drop(stopped.await) }, reloads)
     });
-    (address.recv_timeout(PATIENCE).expect("ready"), stop, reload, thread)
+    match address.recv_timeout(PATIENCE) {
+        Ok(address) => (address, stop, reload, thread),
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("the daemon is not ready within {PATIENCE:?}"),
+        Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+            panic!("the daemon ended before it was ready: {:?}", thread.join())
+        }
+    }
 }
 
 fn client_config(data: &Path) -> Arc<rustls::ClientConfig> {
