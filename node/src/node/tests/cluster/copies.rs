@@ -2,25 +2,13 @@
 
 use super::super::blobs::{committed, content, erased, put_blob, read, upload};
 use super::super::*;
+use super::elections::cluster;
 use super::world::World;
 use crate::blobs::Cid;
 use crate::rt::sim::sleep_true;
 
 /// Longer than a node takes to look for what it lacks.
 const HEALED: Duration = Duration::from_secs(45);
-
-/// Runs a world of three that has come together.
-fn cluster<F: Future>(seed: u64, life: impl FnOnce(World) -> F) -> F::Output {
-    simulate(seed, async {
-        let world = World::new(seed, 3);
-        world.found_cluster().await;
-        let output = life(world.clone()).await;
-        for id in world.ids() {
-            world.crash(id);
-        }
-        output
-    })
-}
 
 /// Ids of the leader, and of the others.
 async fn roles(world: &World) -> (u64, Vec<u64>) {

@@ -11,7 +11,7 @@ use crate::transport::sim::Weather;
 use crate::view::Record;
 
 /// Runs a world of three that has come together.
-fn cluster<F: Future>(seed: u64, life: impl FnOnce(World) -> F) -> F::Output {
+pub(super) fn cluster<F: Future>(seed: u64, life: impl FnOnce(World) -> F) -> F::Output {
     simulate(seed, async {
         let world = World::new(seed, 3);
         world.found_cluster().await;
