@@ -174,6 +174,15 @@ impl Core {
         }
     }
 
+    /// Ends the core of a leader that commits nothing although its peers hear it: they would for ever. It is started again as
+    /// after any end, and what the leader knew of its peers is made anew by whoever leads then.
+    pub(super) fn give_up_lead(&self) {
+        tracing::error!("this leader commits nothing, though a majority of the voters answers: it gives up the lead");
+        if let Ok(raft) = self.raft() {
+            rt::spawn(async move { raft.shutdown().await.ok() });
+        }
+    }
+
     /// Whether apply has failed: this node takes part in nothing any more, and is about to end.
     pub(super) fn has_failed(&self) -> bool {
         self.0.applying.failed.load(Relaxed)

@@ -26,6 +26,10 @@ const BLOCK_WRITES_MAX: usize = 512;
 const BLOCK_BYTES_MAX: usize = 512 << 10;
 /// While a write is in flight, so often it is looked whether this node still leads.
 const LEADERSHIP_LOOK: Duration = Duration::from_secs(1);
+/// A leader whose peers answer, and that commits nothing for so many looks, gives the lead up.
+const STALLED_LOOKS: u32 = 6;
+/// So long ago a majority may have answered, at most, in milliseconds, for the peers to count as there.
+const ANSWERED_MS: u64 = 1000;
 /// Blocks in flight: one is made durable while the other is applied.
 const BLOCKS_IN_FLIGHT: usize = 2;
 
@@ -316,13 +320,24 @@ pub(super) async fn propose_command(core: &Core, command: &Command) -> Result<Ar
     let raft = core.raft().map_err(Failure::Not)?;
     let truncations = core.log().truncations();
     let mut written = std::pin::pin!(raft.client_write(Proposal(command.encode())));
-    let mut followed = false;
+    let (mut followed, mut stalled) = (false, 0);
     let written = loop {
         match rt::timeout(LEADERSHIP_LOOK, written.as_mut()).await {
             Ok(written) => break written,
             // Who lost the lead may get the entry in a snapshot, and then hears nothing of it.
             Err(_) if followed => return Err(Failure::Unknown),
-            Err(_) => followed = raft.metrics().borrow().state != ServerState::Leader,
+            Err(_) => {
+                let metrics = raft.metrics();
+                let m = metrics.borrow();
+                followed = m.state != ServerState::Leader;
+                let answered = m.millis_since_quorum_ack.is_some_and(|ms| ms < ANSWERED_MS);
+                // Alone, a leader waits for its own disk only.
+                let peers = m.membership_config.membership().voter_ids().nth(1).is_some();
+                stalled = if answered && peers && !followed { stalled + 1 } else { 0 };
+            }
+        }
+        if stalled == STALLED_LOOKS {
+            core.give_up_lead();
         }
     };
     match written {
