@@ -37,6 +37,8 @@ struct Member {
     /// The start that speaks, and since when.
     start: Option<(u64, tokio::time::Instant)>,
     ended: VecDeque<u64>,
+    /// An ended start that was heard, and when first.
+    heard_ended: Option<(u64, tokio::time::Instant)>,
     /// Raft index up to which it has all that was committed.
     has: u64,
     /// The same at a moment, and long enough ago that nothing it said before is on its way any more.
@@ -81,7 +83,14 @@ impl Standing {
                     if planted(Bug::TwinsAreServed) {
                         return Ok(());
                     }
-                    if since.elapsed() < LATE_MAX {
+                    // What waited at a node that stood still comes at once; a machine that runs goes on speaking.
+                    let again = known.heard_ended.is_some_and(|(before, at)| {
+                        before == start && (LATE_MAX..12 * LATE_MAX).contains(&at.elapsed())
+                    });
+                    if !known.heard_ended.is_some_and(|(before, at)| before == start && at.elapsed() < 12 * LATE_MAX) {
+                        known.heard_ended = Some((start, rt::instant()));
+                    }
+                    if since.elapsed() < LATE_MAX || !again {
                         let late = format!("a message of node {member} from before its last start");
                         return Err(Refused::Unavailable(late));
                     }
