@@ -13,11 +13,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::command::{Committed, Idempotency, Operation};
+use crate::command::{Committed, Idempotency, Key, Operation};
 use crate::disk::sim::{CrashPoint, SimDisk};
 use crate::seal::{Kek, kek_of};
 use crate::store::{MemoryRows, Tree};
-use crate::view::Found;
+use crate::view::{Consistency, Found};
 
 mod snapshot;
 
