@@ -2,8 +2,8 @@
 //! has said. Such a member gets nothing, and its votes do not count: it would forget what others rely on. It must be removed
 //! and join again as a new one.
 //!
-//! - **Twice.** Every start of a node draws a number that goes with all that it asks. A number that was replaced by another
-//!   and still speaks some time later belongs to a second machine.
+//! - **Twice.** Every start of a node draws a number that goes with all that it asks. Two numbers that both speak over some
+//!   time are two machines. What waited at a node that stood still comes late, in any order, and all at once: that is none.
 //! - **Behind.** Up to the entries that a member acknowledged when they were committed, its raft log can lose nothing.
 //!   Whoever led when it did remembers how far that is, for as long as it runs.
 
@@ -18,6 +18,8 @@ use crate::rt;
 
 /// Messages of a start that has ended may be on their way for so long.
 const LATE_MAX: Duration = Duration::from_secs(5);
+/// After so long an ended start that is heard again is as if heard for the first time.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 /// Starts of a member that are remembered.
 const STARTS_MAX: usize = 16;
 
@@ -34,11 +36,11 @@ struct Known {
 
 #[derive(Default)]
 struct Member {
-    /// The start that speaks, and since when.
+    /// The start that speaks, and when it was heard last.
     start: Option<(u64, tokio::time::Instant)>,
     ended: VecDeque<u64>,
-    /// An ended start that was heard, and when first.
-    heard_ended: Option<(u64, tokio::time::Instant)>,
+    /// An ended start that was heard again, and when first.
+    returned: Option<(u64, tokio::time::Instant)>,
     /// Raft index up to which it has all that was committed.
     has: u64,
     /// The same at a moment, and long enough ago that nothing it said before is on its way any more.
@@ -48,6 +50,13 @@ struct Member {
 }
 
 impl Member {
+    fn end(&mut self, start: u64) {
+        self.ended.push_back(start);
+        if self.ended.len() > STARTS_MAX {
+            self.ended.pop_front();
+        }
+    }
+
     fn settle(&mut self) {
         match self.noted {
             Some((_, at)) if at.elapsed() < LATE_MAX => {}
@@ -78,36 +87,31 @@ impl Standing {
                 return Err(Refused::Member(fault.clone()));
             }
             match known.start {
-                Some((current, _)) if current == start => return Ok(()),
-                Some((_, since)) if known.ended.contains(&start) => {
+                Some((current, _)) if current == start => {}
+                Some((current, heard)) if known.ended.contains(&start) => {
                     if planted(Bug::TwinsAreServed) {
                         return Ok(());
                     }
-                    // What waited at a node that stood still comes at once; a machine that runs goes on speaking.
-                    let again = known.heard_ended.is_some_and(|(before, at)| {
-                        before == start && (LATE_MAX..12 * LATE_MAX).contains(&at.elapsed())
-                    });
-                    if !known.heard_ended.is_some_and(|(before, at)| before == start && at.elapsed() < 12 * LATE_MAX) {
-                        known.heard_ended = Some((start, rt::instant()));
-                    }
-                    if since.elapsed() < LATE_MAX || !again {
+                    let first = known.returned.filter(|(which, at)| *which == start && at.elapsed() < FORGOTTEN);
+                    let (_, at) = *known.returned.insert(first.unwrap_or((start, rt::instant())));
+                    if at.elapsed() < LATE_MAX {
                         let late = format!("a message of node {member} from before its last start");
                         return Err(Refused::Unavailable(late));
                     }
-                    let fault = format!(
-                        "two machines run as node {member}: one of them is a copy. Stop both, remove the node, and let one \
-                         join again as a new node"
-                    );
-                    tracing::error!("{fault}");
-                    known.fault = Some(fault.clone());
-                    return Err(Refused::Member(fault));
-                }
-                Some((current, _)) => {
-                    known.ended.push_back(current);
-                    if known.ended.len() > STARTS_MAX {
-                        known.ended.pop_front();
+                    if heard > at {
+                        let fault = format!(
+                            "two machines run as node {member}: one of them is a copy. Stop both, remove the node, and let one \
+                             join again as a new node"
+                        );
+                        tracing::error!("{fault}");
+                        known.fault = Some(fault.clone());
+                        return Err(Refused::Member(fault));
                     }
+                    // The one that was taken for the newer has been silent since: its message had come late.
+                    known.ended.retain(|ended| *ended != start);
+                    known.end(current);
                 }
+                Some((current, _)) => known.end(current),
                 None => {}
             }
             known.start = Some((start, rt::instant()));
@@ -187,5 +191,65 @@ impl Standing {
             let fault = |(id, member): (&u64, &Member)| member.fault.clone().map(|fault| (*id, fault));
             known.members.iter().filter_map(fault).collect()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGAIN: &str = "cargo test -p samovar-node --lib raft::standing::tests";
+
+    fn in_time(life: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(life);
+    }
+
+    /// Each second of some, the starts of member 7 that speak, in this order; what the last of them was told.
+    async fn speak(standing: &Standing, seconds: u32, starts: &[u64]) -> Result<(), Refused> {
+        let mut told = Ok(());
+        for _ in 0..seconds {
+            for start in starts {
+                told = standing.hear(7, *start);
+            }
+            rt::sleep(Duration::from_secs(1)).await;
+        }
+        told
+    }
+
+    #[test]
+    fn late_messages_of_an_ended_start_are_turned_away_and_no_more() {
+        in_time(async {
+            let standing = Standing::default();
+            speak(&standing, 2, &[1]).await.unwrap();
+            speak(&standing, 10, &[2]).await.unwrap();
+            let late = speak(&standing, 1, &[1, 1, 1]).await;
+            assert!(matches!(late, Err(Refused::Unavailable(_))), "a burst from before: {late:?} ({AGAIN})");
+            speak(&standing, 100, &[2]).await.expect("who runs is heard all the while");
+            assert!(standing.faults().is_empty(), "{:?} ({AGAIN})", standing.faults());
+        });
+    }
+
+    #[test]
+    fn an_earlier_start_that_was_not_known_does_not_replace_the_one_that_runs_for_good() {
+        in_time(async {
+            let standing = Standing::default();
+            speak(&standing, 1, &[3]).await.unwrap();
+            // Of a start between two restarts, all of which waited here.
+            speak(&standing, 1, &[2]).await.unwrap();
+            speak(&standing, 8, &[3]).await.expect("the one that goes on speaking is heard again");
+            speak(&standing, 60, &[3]).await.expect("and stays so");
+            assert!(standing.faults().is_empty(), "{:?} ({AGAIN})", standing.faults());
+        });
+    }
+
+    #[test]
+    fn two_starts_that_both_speak_are_two_machines() {
+        in_time(async {
+            let standing = Standing::default();
+            speak(&standing, 1, &[1]).await.unwrap();
+            let told = speak(&standing, 8, &[2, 1]).await;
+            assert!(matches!(told, Err(Refused::Member(_))), "{told:?} ({AGAIN})");
+        });
     }
 }
