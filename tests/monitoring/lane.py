@@ -53,6 +53,7 @@ PROVOKED = {
     "SamovarLeaderUnstable": "four starts",
     "SamovarNodeTrails": "a node has fewer blocks than another one of its ledger",
     "SamovarNodeExporterDown": "node-exporter is stopped",
+    "SamovarStrangeStick": "node-exporter reads what a box writes of a strange stick",
     "SamovarDown": "a daemon is killed",
     "SamovarTargetsMissing": "the list of targets is emptied",
     "SamovarWatchdog": "always",
@@ -113,8 +114,12 @@ class Site:
         (self.etc / "targets/node.yml").write_text(json.dumps([exporter]))
         self.processes.check(["promtool", "check", "config", str(self.etc / "prometheus.yml")])
         self.processes.check(["amtool", "check-config", str(self.etc / "alertmanager.yml")])
-        self.exporter = self.processes.start(
-            "node-exporter", ["prometheus-node-exporter", f"--web.listen-address=127.0.0.1:{self.exporter_port}"])
+        textfiles = self.work / "textfiles"
+        textfiles.mkdir()
+        (textfiles / "samovar-stick.prom").write_text("samovar_box_strange_stick 1\n")
+        self.exporter = self.processes.start("node-exporter", [
+            "prometheus-node-exporter", f"--web.listen-address=127.0.0.1:{self.exporter_port}",
+            f"--collector.textfile.directory={textfiles}"])
         self.processes.start("alertmanager", [
             "prometheus-alertmanager", f"--config.file={self.etc}/alertmanager.yml", "--cluster.listen-address=",
             f"--storage.path={self.work}/am", f"--web.listen-address=127.0.0.1:{self.am_port}"])

@@ -12,6 +12,9 @@ ETC = STATE / "etc"
 # What is wrong, in plain words, for the console; absent if nothing is.
 PROBLEM = RUN / "problem"
 DATA = Path("/dev/samovar/data")
+GRUBENV = "/efi/EFI/samovar/grubenv"
+# The key of the data partition, copied from the stick that unlocks it; in memory only.
+DATA_KEY = RUN / "data.key"
 # Exists on a box whose site file says that it joins a cluster, so that it makes no ledger of its own.
 JOINS = RUN / "joins"
 # Of a box that is to join a cluster and has not yet; removed when it has.
@@ -72,3 +75,9 @@ def slot() -> str:
     """Letter of the slot that was booted."""
     words = Path("/proc/cmdline").read_text().split()
     return next((word.partition("=")[2] for word in words if word.startswith("rauc.slot=")), "?")
+
+
+def spare_try() -> None:
+    """Takes this start off the boot counter: a new box waits for somebody, which is no fault of its version. The power may be cut
+    as often as one likes meanwhile."""
+    subprocess.run(["grub-editenv", GRUBENV, "set", f"{slot()}_TRY=0"], check=False)

@@ -1,11 +1,12 @@
-"""What a new box is given on: the stick labelled SAMOVAR, and secrets that are taken off it."""
+"""What a new box is given on: the stick labelled SAMOVAR, secrets that are taken off it, and whether a stick is the box's own."""
 
+import hashlib
 import os
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
-from box import RUN, sync
+from box import DATA_KEY, ESP, RUN, sync
 from sitefile import SiteError
 
 STICK = Path("/dev/disk/by-label/SAMOVAR")
@@ -40,3 +41,20 @@ def stick(*, writable: bool = False):
         yield place / "samovar"
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def digest(site: bytes) -> str:
+    """What the mark on the ESP keeps of the site file that the box was made from, to know its own stick again."""
+    return hashlib.sha256(site).hexdigest()
+
+
+def strange() -> bool:
+    """Whether a stick with a site file is in that is not the one this box was made from, nor the one that unlocks it."""
+    with stick() as place:
+        if not place or not (place / "site.toml").exists():
+            return False
+        key = place / "data.key"
+        if DATA_KEY.exists() and key.exists() and key.read_bytes() == DATA_KEY.read_bytes():
+            return False
+        mark = ESP / "provisioned"
+        return not mark.exists() or digest((place / "site.toml").read_bytes()) not in mark.read_text()

@@ -13,12 +13,11 @@ import subprocess
 import time
 from pathlib import Path
 
-from box import image, output, put, slot
+from box import GRUBENV, image, output, put, slot
 
 DIRECTORY = Path("/var/lib/samovar-update")
 STATE, EVENTS = DIRECTORY / "state", DIRECTORY / "events"
 EXPECTATION, ORDER, DOWNLOAD = DIRECTORY / "expectation", DIRECTORY / "order", DIRECTORY / "bundle"
-GRUBENV = "/efi/EFI/samovar/grubenv"
 SLOTS = ("A", "B")
 # Free space that an update leaves to the ledger, which refuses writes below 128 MiB by default.
 ROOM_BYTES = 160 << 20
