@@ -25,7 +25,7 @@ SAMOVAR = os.environ["SAMOVAR_BIN"]
 DISK_GIB = 3
 # Three times what docs/design/image.md aims at: the host may be busy.
 READY_S_MAX, RAM_MIB_MAX = 3 * 60, 3 * 130
-# A secret that must not be found on the raw disk.
+# What begins secrets that must not be found on the raw disk.
 PLANTED = "planted-4f1d77a0c2"
 
 def main() -> int:
@@ -103,7 +103,7 @@ class Lane:
         self.settings(box)
         identity = self.identity(box)
         receipt = self.write_and_verify(box)
-        box.ssh(f"printf {PLANTED} | samovar put secret --type text/plain --data /var/lib/samovar && sync")
+        secrets = self.plant(box)
 
         step("power cut, second boot")
         box.cut()
@@ -122,7 +122,12 @@ class Lane:
 
         step("a second stick at a provisioned box")
         box.stop()
-        point("the raw disk holds no plaintext of a value", PLANTED.encode() not in box.disk.read_bytes())
+        raw = box.disk.read_bytes()
+        # Something that does lie there in clear, or the search would be none.
+        point("the raw disk is searched", identity["the machine id"].encode() in raw)
+        for name, secret in secrets.items():
+            point(f"it holds no plaintext of {name}", secret not in raw)
+        del raw
         strange = self.site("stranger")
         stick = self.work / "stranger.img"
         tool("image/site", "stick", strange, stick)
@@ -318,6 +323,28 @@ class Lane:
         receipt.write_text(said.stdout)
         point("its receipt holds on this machine, offline", said.returncode == 0 and self.verify(receipt), said.stderr)
         return receipt
+
+    def plant(self, box: Machine) -> dict[str, bytes]:
+        """Ten values and secrets of the box, as bytes that must not be found on its raw disk."""
+        words = [f"{PLANTED}{number:02}" for number in range(5)]
+        box.ssh(f"printf {words[0]} | samovar put secret --type text/plain --data /var/lib/samovar"
+                f" && printf x | samovar put {words[1]} --type text/plain --data /var/lib/samovar"
+                f" && printf {words[2]} > /var/tmp/blob && samovar blob put /var/tmp/blob --data /var/lib/samovar && rm /var/tmp/blob"
+                f" && printf {words[3]} > /var/tmp/left-behind && echo {words[4]} | systemd-cat && journalctl --sync"
+                " && samovar api-key create --name planted --role reader --save /var/tmp/planted.token --data /var/lib/samovar && sync")  # fmt: skip
+        read = lambda file, what="cat": bytes.fromhex(box.ssh(f"{what} {file} | od -An -v -tx1 | tr -d ' \\n'"))  # noqa: E731
+        return {
+            "a value": words[0].encode(),
+            "the name of a key": words[1].encode(),
+            "a blob": words[2].encode(),
+            "a file": words[3].encode(),
+            "a line of the journal": words[4].encode(),
+            "an API key": read("/var/tmp/planted.token").strip(),
+            "the admin token": read("/var/lib/samovar/admin.token").strip(),
+            "the key that signs the log": read("/var/lib/samovar/keys/log"),
+            "the salts of the log": read("/var/lib/samovar/salts")[:32],
+            "the private ssh host key": read("/var/lib/samovar-site/ssh/ssh_host_ed25519_key", "sed -n 4p").strip(),
+        }
 
     def verify(self, receipt: Path) -> bool:
         return subprocess.run([SAMOVAR, "verify", receipt, "--key", self.work / "log.vkey", "--expect-key", "greeting"], capture_output=True, check=False).returncode == 0

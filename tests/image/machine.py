@@ -40,6 +40,8 @@ class Machine:
         self.swtpm: subprocess.Popen | None = None
         self.seen = 0
         self.wired = True
+        # Socket of whoever serves the disk over NBD instead of the file itself.
+        self.nbd: Path | None = None
         self.key = work / "ops"
 
     def start(self) -> None:
@@ -49,7 +51,7 @@ class Machine:
             "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,tb-size=256", "-cpu", "max", "-smp", "1",
             "-m", str(self.memory_mib), "-nodefaults", "-no-user-config", "-display", "none", "-vga", "std",
             "-serial", f"file:{self.serial}",
-            "-drive", f"if=none,id=disk,file={self.disk},format=raw,cache=writeback,discard=unmap",
+            "-drive", f"if=none,id=disk,file={f'nbd+unix:///?socket={self.nbd}' if self.nbd else self.disk},format=raw,cache=writeback,discard=unmap",
             "-device", "virtio-blk-pci,drive=disk,bootindex=0", "-device", "virtio-rng-pci",
             "-device", "i6300esb", "-action", "watchdog=reset",
         ]  # fmt: skip
