@@ -29,6 +29,7 @@ mod log_level;
 mod manual;
 mod node;
 mod proofs;
+mod ready;
 mod recover;
 mod rotate;
 mod secret;
@@ -111,6 +112,7 @@ enum Command {
     Config(ConfigCommand),
     /// Show how the node is
     Status(status::Status),
+    Ready(ready::Ready),
     Doctor(Doctor),
     SupportBundle(SupportBundle),
     /// Set a key to the content of a file or of standard input
@@ -245,6 +247,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::Node(c) => node::run(&c, format).await,
         Command::Permit(c) => node::permit(&c, format).await,
         Command::Status(c) => status::run(&c, format).await,
+        Command::Ready(c) => ready::run(&c, format).await,
         Command::Doctor(c) => crate::doctor::run(&c, format).await,
         Command::SupportBundle(c) => crate::bundle::run(&c, format).await,
         Command::Put(c) => keys::put(&c, format).await,
