@@ -153,6 +153,11 @@ impl Client {
         Ok(Self { target: Arc::new(target.resolve()?), idle: Arc::default(), anonymous: false })
     }
 
+    /// The node of a data directory of this machine through its Unix socket, so as the user that this process runs as.
+    pub(crate) fn open_local(target: &Target) -> Result<Self, Error> {
+        Ok(Self::local(&target.socket()?))
+    }
+
     /// Whoever answers at a URL, with whatever certificate: only for what is checked by other means, and without a token.
     pub(crate) fn to_anybody(url: &str) -> Result<Self, Error> {
         Ok(Self { target: Arc::new(Resolved::unchecked(url)?), idle: Arc::default(), anonymous: true })

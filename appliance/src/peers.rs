@@ -25,6 +25,7 @@ mod attend;
 mod book;
 mod rebuild;
 mod server;
+mod taken;
 mod transport;
 
 pub(crate) use attend::{disk_bytes, read_peers};
@@ -88,6 +89,8 @@ struct Inner {
     opened: mpsc::UnboundedSender<TcpListener>,
     /// Taken by the one that attends.
     to_open: Mutex<Option<mpsc::UnboundedReceiver<TcpListener>>>,
+    /// Held while the file of permits that were taken without a quorum changes.
+    taking: Mutex<()>,
     /// What is wrong with this node, as its peers are told.
     pub(crate) errors: Live<Vec<String>>,
 }
@@ -110,6 +113,7 @@ impl Peers {
             open: Mutex::default(),
             opened,
             to_open: Mutex::new(Some(to_open)),
+            taking: Mutex::default(),
             errors: Live::new(Vec::new()),
         }))
     }

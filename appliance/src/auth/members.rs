@@ -22,11 +22,13 @@ pub(crate) static NODES: Table<NodeRow> =
 pub(crate) static JOIN_TOKENS: Table<JoinToken> =
     Table::new("~join-tokens/", ("no-such-join-token", "no join token has this id"), is_short_id, 64);
 
-/// The permit to go down, under one id: there is at most one.
+/// The permit to go down, under one id: there is at most one. Under another, what was taken last without a quorum.
 pub(crate) static PERMITS: Table<PermitRow> =
-    Table::new("~permits/", ("no-permit", "no node has the permit to go down"), |id| id == PERMIT, 1);
-/// That id.
+    Table::new("~permits/", ("no-permit", "no node has the permit to go down"), |id| id == PERMIT || id == TAKEN, 2);
+/// Id of the permit.
 pub(crate) const PERMIT: &str = "down";
+/// Id of what the local root of a node took when there was no quorum, put on the ledger later. It lets nobody do anything.
+pub(crate) const TAKEN: &str = "taken";
 
 /// A node, as it is to be: whoever leads makes the members of the cluster so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +82,9 @@ pub(crate) struct PermitRow {
     pub(crate) expires_ms: u64,
     /// Whether nothing can be written while the node is down.
     pub(crate) accepted_outage: bool,
+    /// Whether the local root took it when nobody could grant it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) without_quorum: bool,
 }
 
 impl NodeRow {
@@ -122,7 +127,7 @@ pub(crate) fn without_others(rows: &Rows<'_>, own: u64, now_ms: u64) -> Result<V
     }
     for (key, value) in rows(PERMITS.prefix())? {
         let row: PermitRow = serde_json::from_slice(&value).map_err(|_| damaged(&key))?;
-        if row.node != own {
+        if row.node != own && key.as_str().strip_prefix(PERMITS.prefix()) == Some(PERMIT) {
             operations.push(Operation::Delete { key });
         }
     }

@@ -50,19 +50,31 @@ pub(super) struct Join {
 #[derive(Debug, clap::Args)]
 pub(super) struct PermitArgs {
     /// What for, for whoever looks at the ledger
-    #[arg(long, value_name = "TEXT")]
-    reason: String,
+    #[arg(long, value_name = "TEXT", required_unless_present = "without_quorum")]
+    reason: Option<String>,
     /// How long the permit is good, such as 30m; it does not end while its holder is down
     #[arg(long, value_name = "TIME", default_value = "30m")]
     expires: Span,
     /// Nothing can be written while the node is away, and that is wanted
     #[arg(long)]
     accept_outage: bool,
+    /// Take it although there is no quorum that could grant it, and why: root of the machine, for the node of the machine. It is
+    /// put on the ledger later
+    #[arg(long, value_name = "REASON", conflicts_with = "reason")]
+    without_quorum: Option<String>,
 }
 
 impl PermitArgs {
+    /// Whoever takes it without a quorum is root of the machine, whatever keys lie there.
+    fn client(&self, target: &Target) -> Result<Client, crate::client::Error> {
+        if self.without_quorum.is_some() { Client::open_local(target) } else { Client::open(target) }
+    }
+
     fn body(&self) -> Value {
-        json!({ "reason": self.reason, "expires_s": self.expires.0.as_secs(), "accept_outage": self.accept_outage })
+        json!({
+            "reason": self.reason.as_ref().or(self.without_quorum.as_ref()), "expires_s": self.expires.0.as_secs(),
+            "accept_outage": self.accept_outage, "without_quorum": self.without_quorum.is_some(),
+        })
     }
 }
 
@@ -96,15 +108,17 @@ pub(super) enum Permit {
 }
 
 pub(super) async fn permit(command: &Permit, format: Format) -> anyhow::Result<()> {
+    let mut taken = Vec::new();
     let held = match command {
         Permit::Show { target } => {
             let answer = Client::open(target)?.send(Request::get("/v1/permits")).await?.json()?;
+            taken.extend(answer.get("taken").and_then(Value::as_array).cloned().unwrap_or_default());
             answer.get("permit").cloned().unwrap_or_default()
         }
         Permit::Acquire { target, node, permit } => {
             let mut body = permit.body();
             body["node"] = json!(node);
-            Client::open(target)?.send(json_request("/v1/permits".into(), &body)?).await?.json()?
+            permit.client(target)?.send(json_request("/v1/permits".into(), &body)?).await?.json()?
         }
         Permit::Release { target, node } => {
             let request = Request::write(Method::DELETE, key_path("/v1/permits", node), "");
@@ -113,16 +127,26 @@ pub(super) async fn permit(command: &Permit, format: Format) -> anyhow::Result<(
         }
     };
     match format {
-        Format::Json => output::json(&json!({ "permit": held }))?,
-        Format::Text if held.is_null() => output::text("no node has the permit to go down\n")?,
+        Format::Json => output::json(&json!({ "permit": held, "taken": taken }))?,
         Format::Text => {
-            let until = held.get("expires_ms").and_then(Value::as_u64).map_or("?".into(), output::time);
-            let (name, by, reason) = (figure(&held, "name"), figure(&held, "by"), figure(&held, "reason"));
-            let over = if held.get("over").and_then(Value::as_bool) == Some(true) { ", over" } else { "" };
-            output::text(&format!("{name} may go down until {until}{over}: {} ({by})\n", output::printable(&reason)))?;
+            let mut said =
+                if held.is_null() { "no node has the permit to go down\n".into() } else { may_go_down(&held) };
+            for row in &taken {
+                said.push_str(&format!("not on the ledger yet: {}", may_go_down(row)));
+            }
+            output::text(&said)?;
         }
     }
     Ok(())
+}
+
+fn may_go_down(held: &Value) -> String {
+    let is = |what| held.get(what).and_then(Value::as_bool) == Some(true);
+    let until = held.get("expires_ms").and_then(Value::as_u64).map_or("?".into(), output::time);
+    let (name, by, reason) = (figure(held, "name"), figure(held, "by"), figure(held, "reason"));
+    let over = if is("over") { ", over" } else { "" };
+    let taken = if is("without_quorum") { ", taken without a quorum" } else { "" };
+    format!("{name} may go down until {until}{over}{taken}: {} ({by})\n", output::printable(&reason))
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -239,7 +263,7 @@ pub(super) async fn run(command: &Node, format: Format) -> anyhow::Result<()> {
         }
         Node::Drain { target, node, permit } => {
             let path = key_path("/v1/cluster/nodes", node) + "/drain";
-            changed(target, json_request(path, &permit.body())?, format).await
+            changed_by(&permit.client(target)?, json_request(path, &permit.body())?, format).await
         }
         Node::Resume { target, node } => {
             let path = key_path("/v1/cluster/nodes", node) + "/resume";
@@ -257,7 +281,11 @@ fn json_request(path: String, body: &Value) -> anyhow::Result<Request> {
 }
 
 async fn changed(target: &Target, request: Request, format: Format) -> anyhow::Result<()> {
-    let answer = Client::open(target)?.send(request).await?.json()?;
+    changed_by(&Client::open(target)?, request, format).await
+}
+
+async fn changed_by(client: &Client, request: Request, format: Format) -> anyhow::Result<()> {
+    let answer = client.send(request).await?.json()?;
     let state = answer.get("state").and_then(Value::as_str).context("the node's answer names no state")?;
     let name = figure(&answer, "name");
     match format {

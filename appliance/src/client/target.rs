@@ -131,6 +131,18 @@ impl Target {
         (!said && !data.join(ADMIN_TOKEN_FILE).exists() && socket.exists()).then_some(socket)
     }
 
+    /// The Unix socket of the node of the data directory.
+    pub(super) fn socket(&self) -> Result<PathBuf, Error> {
+        let unnamed =
+            || Error::Usage("this is done on the node's own machine: pass --data with its data directory".into());
+        let socket = self.data_directory().ok_or_else(unnamed)?.join(SOCKET_FILE);
+        if socket.exists() {
+            Ok(socket)
+        } else {
+            Err(Error::Setup(format!("there is no {}: is the node running?", socket.display())))
+        }
+    }
+
     fn data_directory(&self) -> Option<PathBuf> {
         self.data.clone().or_else(|| {
             let default = Path::new(DATA_DEFAULT);

@@ -54,7 +54,8 @@ impl Peers {
             self.ask_around(&node),
             self.settle(&node),
             self.get_secrets(&node),
-            self.tell_address(&node)
+            self.tell_address(&node),
+            self.write_up_permits(&node)
         );
     }
 

@@ -3,9 +3,19 @@
 //!
 //! A node that is down or ill already always gets it, unless another holds it: to wait would cure nobody. It ends by a
 //! release; or by its deadline, but never while its holder is down.
+//!
+//! Without a quorum nobody can grant it. The local root of a node may take it for that node all the same, with a reason that
+//! is kept there and put on the ledger later ([`Peers::take_permit`]).
+//!
+//! [`Peers::take_permit`]: crate::peers::Peers::take_permit
+
+use hyper::Response;
+use samovar_node::Error;
+use samovar_node::command::Committed;
 
 use super::*;
-use crate::auth::{PERMIT, PERMITS, PermitRow};
+use crate::auth::{PERMIT, PERMITS, PermitRow, TAKEN, Way};
+use crate::http::Payload;
 use crate::peers::Service;
 
 /// How long a permit is good unless it is said: half an hour.
@@ -28,6 +38,9 @@ pub(crate) struct NewPermit {
     /// Nothing can be written while the node is away, and that is wanted.
     #[serde(default)]
     accept_outage: bool,
+    /// There is no quorum that could grant it, and the local root takes it.
+    #[serde(default)]
+    without_quorum: bool,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +51,8 @@ struct Drain {
     expires_s: Option<u64>,
     #[serde(default)]
     accept_outage: bool,
+    #[serde(default)]
+    without_quorum: bool,
 }
 
 #[derive(Serialize)]
@@ -49,6 +64,7 @@ struct ShownPermit<'a> {
     granted_ms: u64,
     expires_ms: u64,
     accepted_outage: bool,
+    without_quorum: bool,
     /// Its time is over and its holder is there: another may have it.
     over: bool,
 }
@@ -56,17 +72,25 @@ struct ShownPermit<'a> {
 #[derive(Serialize)]
 struct Permits<'a> {
     permit: Option<ShownPermit<'a>>,
+    /// Taken here without a quorum, and not on the ledger yet.
+    taken: Vec<ShownPermit<'a>>,
+    /// The newest on the ledger that was taken so.
+    taken_last: Option<ShownPermit<'a>>,
 }
 
 /// `GET /v1/permits`.
 pub(crate) async fn show(call: Call) -> Handled {
     let app = &call.app;
     let held = PERMITS.find(&app.node, PERMIT).await?;
-    render::json(StatusCode::OK, &Permits { permit: held.as_ref().map(|held| shown(app, &held.row)) })
+    let taken = app.peers.taken_permits().map_err(|e| Problem::internal(&format!("{e:#}")))?;
+    let last = PERMITS.find(&app.node, TAKEN).await?;
+    let [permit, taken_last] = [&held, &last].map(|row| row.as_ref().map(|stored| shown(app, &stored.row)));
+    let taken = taken.iter().map(|row| shown(app, row)).collect();
+    render::json(StatusCode::OK, &Permits { permit, taken, taken_last })
 }
 
 fn shown<'a>(app: &App, row: &'a PermitRow) -> ShownPermit<'a> {
-    let PermitRow { name, node, reason, by, granted_ms, expires_ms, accepted_outage } = row;
+    let PermitRow { name, node, reason, by, granted_ms, expires_ms, accepted_outage, without_quorum } = row;
     ShownPermit {
         name,
         node: *node,
@@ -75,6 +99,7 @@ fn shown<'a>(app: &App, row: &'a PermitRow) -> ShownPermit<'a> {
         granted_ms: *granted_ms,
         expires_ms: *expires_ms,
         accepted_outage: *accepted_outage,
+        without_quorum: *without_quorum,
         over: is_over(app, row),
     }
 }
@@ -89,11 +114,11 @@ fn is_live(app: &App, id: u64) -> bool {
 
 /// `POST /v1/permits`.
 pub(crate) async fn acquire(call: Call) -> Handled {
-    let (call, NewPermit { node, reason, expires_s, accept_outage }) = access::body(call).await?;
-    let wanted = Wanted { name: node.as_deref(), reason, expires_s, accept_outage };
+    let (call, NewPermit { node, reason, expires_s, accept_outage, without_quorum }) = access::body(call).await?;
+    let wanted = Wanted { name: node.as_deref(), reason, expires_s, accept_outage, without_quorum };
     let (row, committed) = grant(&call, wanted).await?;
     let answer = render::json(StatusCode::CREATED, &shown(&call.app, &row))?;
-    Ok(render::committed(answer, &committed))
+    Ok(told(answer, committed.as_ref()))
 }
 
 /// `DELETE /v1/permits/{name}`.
@@ -115,12 +140,51 @@ struct Wanted<'a> {
     reason: String,
     expires_s: Option<u64>,
     accept_outage: bool,
+    without_quorum: bool,
 }
 
-async fn grant(call: &Call, wanted: Wanted<'_>) -> Result<(PermitRow, samovar_node::command::Committed), Problem> {
+/// An answer to what was committed, or will be.
+fn told(answer: Response<Payload>, committed: Option<&Committed>) -> Response<Payload> {
+    match committed {
+        Some(committed) => render::committed(answer, committed),
+        None => answer,
+    }
+}
+
+/// What the local root takes: the permit of its own node, while nobody can grant it.
+async fn take(call: &Call, mut row: PermitRow) -> Result<PermitRow, Problem> {
+    let app = &call.app;
+    if call.principal.way != Way::Local {
+        return Err(Problem::forbidden(
+            "without a quorum a permit is taken by root of the machine, through the node's Unix socket: run the command there",
+        ));
+    }
+    if row.node != app.node.id() {
+        return Err(Problem::unprocessable(
+            "without a quorum a node takes the permit for itself only: run the command there",
+        ));
+    }
+    match app.node.barrier().await {
+        Ok(()) => {
+            let detail = "there is a quorum: ask for the permit without --without-quorum";
+            return Err(Problem::conflict("quorum-is-there", detail));
+        }
+        Err(Error::Unavailable(_) | Error::NotLeader { .. } | Error::Unknown) => {}
+        Err(error) => return Err(error.into()),
+    }
+    row.without_quorum = true;
+    let (peers, kept) = (app.peers.clone(), row.clone());
+    let kept = rt::blocking(move || peers.take_permit(&kept)).await.map_err(|e| Problem::internal(&e))?;
+    kept.map_err(|e| Problem::internal(&format!("the permit could not be kept, and is not good: {e:#}")))?;
+    tracing::warn!(reason = row.reason, by = row.by, "the permit to go down was taken without a quorum");
+    Ok(row)
+}
+
+/// The permit, and the entry that it stands in unless that is to come.
+async fn grant(call: &Call, wanted: Wanted<'_>) -> Result<(PermitRow, Option<Committed>), Problem> {
     let app = &call.app;
     let node = &app.node;
-    let Wanted { name, reason, expires_s, accept_outage } = wanted;
+    let Wanted { name, reason, expires_s, accept_outage, without_quorum } = wanted;
     let life_s = expires_s.unwrap_or(LIFE_S);
     if !(LIFE_S_MIN..=LIFE_S_MAX).contains(&life_s) {
         let detail = format!("`expires_s` must lie between {LIFE_S_MIN} and {LIFE_S_MAX}");
@@ -130,11 +194,27 @@ async fn grant(call: &Call, wanted: Wanted<'_>) -> Result<(PermitRow, samovar_no
         let detail = format!("`reason` must have 1 to {REASON_BYTES_MAX} bytes and no control characters");
         return Err(Problem::unprocessable(detail));
     }
-    node.barrier().await?;
+    if !without_quorum {
+        node.barrier().await?;
+    }
     let own = node.status().name;
     let name = name.unwrap_or(&own);
     // A node alone has no row.
     let id = if name == own { node.id() } else { node_named(node, name).await?.node() };
+    let now_ms = node.now_ms();
+    let row = PermitRow {
+        name: name.to_owned(),
+        node: id,
+        reason,
+        by: call.principal.id.to_string(),
+        granted_ms: now_ms,
+        expires_ms: now_ms.saturating_add(life_s * 1000),
+        accepted_outage: accept_outage,
+        without_quorum,
+    };
+    if without_quorum {
+        return take(call, row).await.map(|row| (row, None));
+    }
     let held = PERMITS.find(node, PERMIT).await?;
     if let Some(held) = &held
         && held.row.node != id
@@ -149,19 +229,9 @@ async fn grant(call: &Call, wanted: Wanted<'_>) -> Result<(PermitRow, samovar_no
         return Err(Problem::conflict("permit-held", detail));
     }
     may_go_down(app, id, name, accept_outage).await?;
-    let now_ms = node.now_ms();
-    let row = PermitRow {
-        name: name.to_owned(),
-        node: id,
-        reason,
-        by: call.principal.id.to_string(),
-        granted_ms: now_ms,
-        expires_ms: now_ms.saturating_add(life_s * 1000),
-        accepted_outage: accept_outage,
-    };
     let unchanged = PERMITS.unchanged(PERMIT, held.map(|held| held.revision))?;
     let committed = commit(node, &row.by, vec![unchanged], vec![PERMITS.put(PERMIT, &row)?]).await?;
-    Ok((row, committed))
+    Ok((row, Some(committed)))
 }
 
 /// What is wrong with a node that keeps others from going down, if anything.
@@ -203,18 +273,21 @@ async fn may_go_down(app: &App, id: u64, name: &str, accept_outage: bool) -> Res
 
 /// `POST /v1/cluster/nodes/{name}/drain`.
 pub(crate) async fn drain(call: Call) -> Handled {
-    let (call, Drain { reason, expires_s, accept_outage }) = access::body(call).await?;
+    let (call, Drain { reason, expires_s, accept_outage, without_quorum }) = access::body(call).await?;
     let name = call.captured().to_owned();
-    let (row, committed) = grant(&call, Wanted { name: Some(&name), reason, expires_s, accept_outage }).await?;
+    let wanted = Wanted { name: Some(&name), reason, expires_s, accept_outage, without_quorum };
+    let (row, committed) = grant(&call, wanted).await?;
     let app = &call.app;
     let state = match serve(app, row.node, Service::Drain).await {
         Ok(()) => "drained",
+        // There is no lead to hand over; it is draining all the same.
+        Err(_) if row.without_quorum => "drained",
         // One that is down has nothing to hand over.
         Err(_) if !is_live(app, row.node) => "down",
         Err(problem) => return Err(problem),
     };
     let changed = Changed { name: &name, node: row.node, state };
-    Ok(render::committed(render::json(StatusCode::OK, &changed)?, &committed))
+    Ok(told(render::json(StatusCode::OK, &changed)?, committed.as_ref()))
 }
 
 /// `POST /v1/cluster/nodes/{name}/resume`.

@@ -62,7 +62,7 @@ pub(super) const DRAIN: Route = Route {
     right: Right::ServeNodes,
     summary: "Takes a node out of service: it gets the permit to go down, and hands the lead over.",
     body: Some("Drain"),
-    problems: &[404, 408, 409, 412, 413, 415, 422, 507],
+    problems: &[403, 404, 408, 409, 412, 413, 415, 422, 507],
     handler: handler!(cluster::drain),
     ..REMOVE
 };
@@ -92,7 +92,7 @@ pub(super) const NEW_PERMIT: Route = Route {
     summary: "Asks for the permit to go down, for one node.",
     body: Some("NewPermit"),
     answers: &[(201, Some("Permit"))],
-    problems: &[404, 408, 409, 412, 413, 415, 422, 507],
+    problems: &[403, 404, 408, 409, 412, 413, 415, 422, 507],
     handler: handler!(cluster::acquire),
     ..CLUSTER
 };

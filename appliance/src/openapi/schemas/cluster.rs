@@ -25,7 +25,7 @@ pub(super) fn all() -> [(String, Value); 13] {
         ("Joining", joining()),
         ("Joined", joined()),
         ("Permit", permit()),
-        ("Permits", object(&["permit"], &json!({ "permit": { "anyOf": [permit(), { "type": "null" }] } }))),
+        ("Permits", permits()),
         ("NewPermit", new_permit(&["reason"], true)),
         ("Drain", new_permit(&["reason"], false)),
     ]
@@ -130,12 +130,17 @@ fn joined() -> Value {
     )
 }
 
+fn permits() -> Value {
+    let held = json!({ "anyOf": [permit(), { "type": "null" }] });
+    object(&["permit", "taken", "taken_last"], &json!({ "permit": held, "taken": list(&permit()), "taken_last": held }))
+}
+
 fn permit() -> Value {
     object(
-        &["name", "node", "reason", "by", "granted_ms", "expires_ms", "accepted_outage", "over"],
+        &["name", "node", "reason", "by", "granted_ms", "expires_ms", "accepted_outage", "without_quorum", "over"],
         &json!({
             "name": text(), "node": number(), "reason": text(), "by": text(), "granted_ms": number(),
-            "expires_ms": number(), "accepted_outage": yes_or_no(), "over": yes_or_no(),
+            "expires_ms": number(), "accepted_outage": yes_or_no(), "without_quorum": yes_or_no(), "over": yes_or_no(),
         }),
     )
 }
@@ -145,7 +150,7 @@ fn new_permit(required: &[&str], any: bool) -> Value {
     let mut properties = json!({
         "reason": { "type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f]*$" },
         "expires_s": { "type": ["integer", "null"], "minimum": 60, "maximum": 86_400 },
-        "accept_outage": yes_or_no(),
+        "accept_outage": yes_or_no(), "without_quorum": yes_or_no(),
     });
     if any {
         properties["node"] = json!({ "type": ["string", "null"] });
