@@ -90,6 +90,11 @@ sections! {
         /// File with the key-encryption key before it. What is sealed under that one is brought under the one in force at
         /// the start (credential `samovar.kek.old`).
         kek_old: PathBuf = site::none(),
+        /// File with the generation id of the virtual machine (absolute path), which the hypervisor changes when it puts the machine
+        /// back from a snapshot or copies it. A node with peers whose id has changed since its last start takes no part in
+        /// votes and must join as a new one. By default the credential `samovar.vm-generation`, or what QEMU's firmware
+        /// shows if the daemon may read it.
+        vm_generation: PathBuf = site::none(),
     }
     /// Addresses to listen on.
     listen: ListenSection {
@@ -260,6 +265,8 @@ const fn per_second(requests: u32) -> Quota {
 pub(crate) struct Config {
     /// Data directory.
     pub(crate) data: PathBuf,
+    /// Where the generation id of the virtual machine is read, if that is configured.
+    pub(crate) vm_generation: Option<PathBuf>,
     /// Where the key-encryption keys lie, if that is not left to systemd.
     pub(crate) kek: KekFiles,
     /// Address of the API.
@@ -404,6 +411,7 @@ impl ConfigFile {
             return Err(format!("auth.session_life is {life}, it must lie between 1s and 24h"));
         }
         Ok(Config {
+            vm_generation: site::file("node.vm_generation", &self.node.vm_generation)?,
             data: self.node.data,
             kek,
             listen: self.listen.api,

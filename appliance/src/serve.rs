@@ -28,6 +28,7 @@ use crate::tls::{self, Certificates, Responder};
 
 mod dev;
 mod directory;
+mod generation;
 mod heartbeat;
 mod init;
 mod join;
@@ -111,6 +112,7 @@ fn run(
 /// Starts the node. One that has peers and damaged data is built anew from them, once.
 fn start(config: &Config, secrets: &Secrets, runtime: &tokio::runtime::Runtime) -> Result<(Peers, NodeThread)> {
     rebuild::complete(&config.data)?;
+    generation::check(config)?;
     if let Some(what) = rebuild::wanted(&config.data)?
         && let Err(error) = rebuild::run(config, secrets, &what, runtime)
     {

@@ -32,6 +32,7 @@ mod copies;
 mod log_key;
 mod reads;
 mod recover;
+mod refused;
 mod rounds;
 mod tasks;
 mod vital;
@@ -423,6 +424,7 @@ impl Inner {
             rt::spawn(until(stopping.clone(), tasks::watch_clocks(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::scrub(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), refused::keep(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), blobs::scrub(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), blobs::collect(Arc::clone(self)))),
             rt::spawn(until(stopping, copies::heal(Arc::clone(self)))),

@@ -21,7 +21,7 @@ use crate::command::{Command, Outcome};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::ClusterId;
-use crate::ledger::{HeadRow, Ledger};
+use crate::ledger::Ledger;
 use crate::rt;
 use crate::snapshot;
 use crate::transport::Transport;
@@ -40,6 +40,7 @@ mod members;
 mod message;
 mod peers;
 mod propose;
+mod release;
 pub(crate) mod rounds;
 mod standing;
 mod state;
@@ -100,10 +101,6 @@ const ELECTION_MIN_MS: u64 = 400;
 const ELECTION_MAX_MS: u64 = 500;
 /// How often a state that openraft reaches by itself is looked for.
 const POLL: Duration = Duration::from_millis(2);
-/// How long a purge may take to reach the raft log.
-const PURGE_WAIT: Duration = Duration::from_secs(10);
-/// The same when there are peers: what is on its way to one of them is not purged, and the next round tries again.
-const PURGE_WAIT_PEERS: Duration = Duration::from_millis(500);
 
 /// Who a node is to the consensus.
 pub(crate) struct Own {
@@ -115,6 +112,8 @@ pub(crate) struct Own {
     pub joined: bool,
     /// Its cluster.
     pub cluster: ClusterId,
+    /// Why it is to take no part in votes, if it is not.
+    pub refused: Option<String>,
 }
 
 /// This node's part in the consensus.
@@ -158,7 +157,11 @@ impl Consensus {
         if let Some(applied) = durable.advance(&head)? {
             log.release(applied, false).await?;
         }
-        let core = Core::start(own.node, Link::new(transport, own.cluster), log, durable.clone()).await?;
+        let link = Link::new(transport, own.cluster);
+        if let Some(why) = &own.refused {
+            link.standing.accused(why);
+        }
+        let core = Core::start(own.node, link, log, durable.clone()).await?;
         let (heard, permits, receiving) = (Heard::new(), Permits::default(), Arc::default());
         let responder = Responder { core: core.clone(), heard, permits, receiving };
         let clocks = Clocks::new(core.clone());
@@ -335,32 +338,6 @@ impl Consensus {
     /// Proposes one command and waits until it is applied here.
     pub(crate) async fn propose(&self, command: &Command) -> Result<Arc<[Outcome]>, Error> {
         propose::propose_command(&self.core, command).await.map_err(Error::from)
-    }
-
-    /// Lets the raft log go up to a head that is durable; says whether it went. With `seal` the segment in use is closed,
-    /// so that every byte up to there is deleted.
-    pub(crate) async fn release(&self, head: &HeadRow, seal: bool) -> Result<bool, Error> {
-        let Some(applied) = self.durable.advance(head)? else { return Ok(true) };
-        let Ok(raft) = self.core.raft() else { return Ok(false) };
-        let log = self.core.log();
-        let wait = if self.is_alone().await.unwrap_or(false) { PURGE_WAIT } else { PURGE_WAIT_PEERS };
-        let deadline = rt::instant() + wait;
-        let mut asked = raft.trigger().snapshot().await;
-        while log.purged() < Some(applied) {
-            if asked.is_err() {
-                // The core has ended, which whoever watches it hears of.
-                return Ok(false);
-            }
-            if rt::instant() > deadline {
-                // The next round tries again; nothing is lost by keeping more.
-                tracing::warn!(raft_index = applied.index, "the raft log was not purged in time");
-                return Ok(false);
-            }
-            asked = raft.trigger().purge_log(applied.index).await;
-            rt::sleep(POLL).await;
-        }
-        log.release(applied, seal).await?;
-        Ok(true)
     }
 
     /// Resolves when the Raft core has ended and cannot be started again, with the reason.

@@ -8,6 +8,7 @@
 //! the next start. Salts are in the file in the clear: it goes when it was installed, at each start, and after an erase.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -24,12 +25,21 @@ use crate::rt;
 use crate::salts::SALT_BYTES;
 use crate::store::values;
 
+mod pace;
+
+use pace::{Pace, Paces};
+
 /// A chunk is sent when it has grown so far, in bytes; one frame may exceed it.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Largest chunk that is taken, in bytes: a frame has at most 32 MiB, and its salts fewer.
 const CHUNK_BYTES_MAX: usize = 64 << 20;
 /// Before each frame of a chunk: its length with its salts, u32, little-endian.
 const LENGTH_BYTES: usize = 4;
+/// To put an entry back is as much work as so many bytes, whatever it holds.
+const ENTRY_BYTES: u64 = 2 << 10;
+/// So many bytes are made durable at a time while a snapshot is taken in: all at once, they would hold up every other file
+/// of the disk.
+const SYNC_BYTES: u64 = 16 << 20;
 
 /// Reads a snapshot of this ledger, chunk by chunk.
 pub(crate) struct Sender {
@@ -125,6 +135,8 @@ pub(crate) struct Staging {
     data: PathBuf,
     /// Counts how often what was staged went away. Held while the file is made, installed or removed.
     gone: Mutex<u64>,
+    installing: AtomicBool,
+    paces: Paces,
 }
 
 /// That the staged file is to be installed: the place in the raft log at its end.
@@ -136,7 +148,13 @@ struct Install {
 
 impl Staging {
     pub(crate) fn new(disk: &Arc<dyn Disk>, data: &std::path::Path) -> Self {
-        Self { disk: Arc::clone(disk), data: data.to_owned(), gone: Mutex::new(0) }
+        Self {
+            disk: Arc::clone(disk),
+            data: data.to_owned(),
+            gone: Mutex::new(0),
+            installing: AtomicBool::default(),
+            paces: Paces::default(),
+        }
     }
 
     fn part(&self) -> PathBuf {
@@ -169,6 +187,11 @@ impl Staging {
         self.remove(&self.part())
     }
 
+    /// Whether a snapshot is being put in place, which takes as long as it is large.
+    pub(crate) fn is_installing(&self) -> bool {
+        self.installing.load(Relaxed)
+    }
+
     fn gone(&self) -> MutexGuard<'_, u64> {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -195,6 +218,9 @@ struct Stage {
     gone: u64,
     /// How far the ledger will be with what is staged.
     end: Mark,
+    pace: Pace,
+    /// Bytes that were staged and are not known to be durable.
+    loose: u64,
 }
 
 impl Receiver {
@@ -221,6 +247,7 @@ impl Receiver {
     pub(crate) async fn push_chunk(&mut self, chunk: Bytes) -> Result<(), Error> {
         let given_up = || Error::Unavailable("receiving a snapshot was given up: begin again".into());
         let mut stage = self.stage.take().ok_or_else(given_up)?;
+        rt::sleep(stage.pace.take(chunk.len() as u64)).await;
         let ledger = Arc::clone(&self.ledger);
         let pushed = rt::blocking(move || {
             let gone = ledger.staging.gone();
@@ -249,7 +276,11 @@ impl Receiver {
             let note = Install { raft_index, place };
             // postcard cannot fail on this type: every sequence has a known length.
             durable::replace(staging.disk.as_ref(), &staging.note(), &postcard::to_stdvec(&note).unwrap_or_default())?;
-            ledger.install_under(&mut gone)
+            staging.installing.store(true, Relaxed);
+            let installed = ledger.install_under(&mut gone, Some(staging.paces.next()));
+            staging.installing.store(false, Relaxed);
+            staging.paces.installed();
+            installed
         });
         installed.await.map_err(|_| given_up())?
     }
@@ -261,11 +292,12 @@ impl Stage {
         let gone = staging.gone();
         let head = Mark::of(&ledger.chain().head);
         if let Some((reader, end)) = Self::resume(staging, &head)? {
-            return Ok(Self { writer: FileWriter::after(reader)?, gone: *gone, end });
+            let (writer, pace) = (FileWriter::after(reader)?, staging.paces.next());
+            return Ok(Self { writer, gone: *gone, end, pace, loose: 0 });
         }
         let mut writer = FileWriter::create(staging.disk.as_ref(), staging.part(), 0)?;
         writer.append(0, |bytes| head.encode(bytes))?;
-        Ok(Self { writer, gone: *gone, end: head })
+        Ok(Self { writer, gone: *gone, end: head, pace: staging.paces.next(), loose: 0 })
     }
 
     /// Refuses to go on with a file that is gone.
@@ -313,6 +345,11 @@ impl Stage {
             self.writer.append(0, |bytes| bytes.extend_from_slice(item))?;
             self.end = self.end.after(&frame);
         }
+        self.loose += chunk.len() as u64;
+        if self.loose >= SYNC_BYTES {
+            self.loose = 0;
+            self.writer.sync()?;
+        }
         Ok(())
     }
 }
@@ -333,13 +370,14 @@ impl Ledger {
     /// # Errors
     /// [`Error::DamagedStore`] when a frame does not give the block that it states, [`Error::Corrupt`], [`Error::Io`].
     pub(crate) fn install(&self) -> Result<HeadRow, Error> {
-        self.install_under(&mut self.staging.gone())
+        self.install_under(&mut self.staging.gone(), None)
     }
 
-    fn install_under(&self, gone: &mut u64) -> Result<HeadRow, Error> {
+    /// `pace`: how fast, if others are not to notice.
+    fn install_under(&self, gone: &mut u64, pace: Option<Pace>) -> Result<HeadRow, Error> {
         let staging = &self.staging;
         if let Some(Install { raft_index, place }) = staging.pending()? {
-            self.put_back_staged()?;
+            self.put_back_staged(pace)?;
             let (head, outcomes_kept) = {
                 let chain = self.chain();
                 (Mark::of(&chain.head), chain.head.outcomes)
@@ -362,23 +400,33 @@ impl Ledger {
         Ok(self.chain().head.clone())
     }
 
-    fn put_back_staged(&self) -> Result<(), Error> {
+    fn put_back_staged(&self, mut pace: Option<Pace>) -> Result<(), Error> {
         let staging = &self.staging;
         let path = staging.part();
         let damaged =
             || Error::Corrupt(format!("{} is damaged: restore a backup, or rejoin the cluster", path.display()));
         let (mut reader, _) = open_part(staging)?.ok_or_else(damaged)?;
+        let mut loose = 0;
         loop {
             let item = match reader.step()? {
                 Step::Frame(frame) => frame.payload,
                 Step::End => return Ok(()),
                 Step::Bad => return Err(damaged()),
             };
+            let bytes = item.len() as u64;
             let (frame, salts) = split_item(item).ok_or_else(damaged)?;
+            if let Some(pace) = &mut pace {
+                pace.hold_back(bytes + ENTRY_BYTES * frame.lines.len() as u64);
+            }
             if Mark::of(&self.chain().head).covers(&frame) {
                 self.salts_again(&frame, salts)?;
             } else {
                 self.restore(frame, Source::Peer { salts: salts.to_vec() })?;
+            }
+            loose += bytes;
+            if loose >= SYNC_BYTES {
+                loose = 0;
+                self.sync(false)?;
             }
             self.sync_if_much()?;
         }

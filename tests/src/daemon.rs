@@ -43,6 +43,15 @@ impl Settings {
         self.host.unwrap_or(Ipv4Addr::LOCALHOST)
     }
 
+    /// With quotas that no test reaches: one client asks as often as it can, which is not what they are for. They are
+    /// counted all the same.
+    #[must_use]
+    pub fn unbounded() -> Self {
+        let keys = ["api", "api_per_address", "upload", "upload_per_address"];
+        let lines: String = keys.iter().map(|key| format!("{key} = \"1000000/1s\"\n")).collect();
+        Self { toml: format!("[limits]\n{lines}"), ..Self::default() }
+    }
+
     /// The same with a port for peers.
     #[must_use]
     pub fn with_peers(mut self, port: u16) -> Self {
@@ -118,6 +127,13 @@ impl Daemon {
     #[must_use]
     pub fn existing(data: &Path, port: u16, settings: Settings) -> Self {
         Self { data: data.to_owned(), port, settings, token: data.join("admin.token"), child: None }
+    }
+
+    /// The same, asked with the admin's token in this file.
+    #[must_use]
+    pub fn with_token(mut self, token: &Path) -> Self {
+        token.clone_into(&mut self.token);
+        self
     }
 
     /// Other lines in the configuration file, from the next start on.

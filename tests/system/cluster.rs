@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 mod dev;
+mod held;
 mod joining;
 mod nodes;
 mod rebuild;
 mod recover;
+mod refused;
 mod service;
 mod strangers;
 
@@ -24,6 +26,9 @@ use nodes::{Nodes, said, send};
 /// How long the others may take to go on when a leader dies. Its time is measured elsewhere, alone on a machine; here a
 /// cluster that never goes on is what must show.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(30);
+
+/// By then nothing of the raft log is left that a node which is down lacks.
+const RAFT_LOG_GOES_WITHIN: Duration = Duration::from_secs(12);
 
 /// Puts through a node until it is taken; the answer.
 async fn put_until_taken(nodes: &Nodes, place: usize, key: &str, headers: &[(&str, &str)]) -> Value {
@@ -137,6 +142,39 @@ async fn writes_go_on_when_the_leader_is_killed_and_a_retry_gives_the_same_answe
     nodes.level(leader, survivor).await;
     let read = nodes.client(leader).await.get("/v1/keys/after?consistency=stale").await.unwrap();
     assert_eq!(read.status, 200, "what was written while it was down: {}", read.text());
+}
+
+#[tokio::test]
+async fn a_retry_gives_the_same_answer_on_a_node_that_got_it_in_a_snapshot() {
+    let mut nodes = Nodes::new(3).await;
+    let leader = nodes.leader().await;
+    let (away, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    nodes.all[away].kill().unwrap();
+    let named = [("idempotency-key", "in-a-snapshot")];
+    let path = "/v1/keys/once";
+    let first = nodes.client(leader).await.request(Method::PUT, path, &named, "v").await.unwrap();
+    assert_eq!(first.status, 201, "{}", first.text());
+    // The raft log goes with what is durable, every five seconds, once who lacks it has not answered for two.
+    let (mut client, begun) = (nodes.client(leader).await, Instant::now());
+    for n in 0.. {
+        assert!(client.put(&format!("/v1/keys/k-{n}"), "v").await.unwrap().status < 300);
+        if begun.elapsed() > RAFT_LOG_GOES_WITHIN {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    nodes.all[away].start().await.unwrap();
+    nodes.level(away, leader).await;
+    let journal = nodes.all[away].log();
+    assert!(journal.contains("a snapshot was put in place"), "it came another way: {journal}");
+    // It leads or asks who does: in both cases it is the one that is asked.
+    nodes.all[leader].kill().unwrap();
+    let again = put_until_taken(&nodes, away, "once", &named).await;
+    assert_eq!(again, first.json().unwrap(), "the same answer on the node that was away");
+    for place in [away, other] {
+        let history = nodes.client(place).await.get("/v1/history/once").await.unwrap().json().unwrap();
+        assert_eq!(history["versions"].as_array().map(Vec::len), Some(1), "one entry on node {place}: {history}");
+    }
 }
 
 #[tokio::test]

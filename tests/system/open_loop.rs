@@ -64,7 +64,7 @@ impl Got {
         self.sent * 100 / self.offered.max(1)
     }
 
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.offered += other.offered;
         self.sent += other.sent;
         self.good += other.good;

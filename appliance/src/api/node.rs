@@ -133,7 +133,7 @@ pub(super) fn errors(app: &App, status: &NodeStatus) -> Vec<String> {
     }
     if let Some(why) = &status.refused_by_peers {
         errors.push(format!(
-            "its peers refuse it, and it votes no more: {why}. Take it out (samovar node remove) and let its machine join again"
+            "it is refused and votes no more: {why}. Take it out (samovar node remove) and let its machine join again"
         ));
     }
     for (member, why) in &status.refused_members {

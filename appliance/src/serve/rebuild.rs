@@ -33,7 +33,7 @@ const HISTORY: &str = "rebuilt.json";
 /// That a running node found its data damaged, and what.
 const WANTED: &str = "rebuild.wanted";
 /// What belongs to the node that was.
-const OLD: [&str; 10] = [
+const OLD: [&str; 12] = [
     "raft",
     "archive",
     "state-map",
@@ -44,6 +44,8 @@ const OLD: [&str; 10] = [
     "store.suspect",
     "snapshot.part",
     "snapshot.install",
+    "refused",
+    super::generation::FILE,
 ];
 /// A disk that breaks again and again is to be replaced, not filled again.
 const TIMES_MAX: usize = 3;

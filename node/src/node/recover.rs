@@ -359,7 +359,7 @@ fn settle(place: Place<'_>, plan: &Plan) -> Result<(), Error> {
     let before = identity.epoch;
     let Plan { epoch, origin, log, cosigner, .. } = plan.clone();
     Identity { epoch, origin, log, cosigner, begun: true, ..identity }.save(disk, data)?;
-    for name in [cosign::PROMISE, cosign::DIVERGENCE] {
+    for name in [cosign::PROMISE, cosign::DIVERGENCE, super::refused::FILE] {
         let aside = data.join(format!("{name}.epoch-{before}"));
         match disk.rename(&data.join(name), &aside) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

@@ -51,7 +51,8 @@ pub(super) async fn open_ledger(
     transport: Arc<dyn Transport>,
 ) -> Result<(Arc<Ledger>, Consensus), Error> {
     let (begun, joined, cluster) = (identity.begun, identity.joined, identity.cluster());
-    let own = Own { node: identity.node, begun, joined, cluster };
+    let refused = super::refused::read(disk.as_ref(), &config.data)?;
+    let own = Own { node: identity.node, begun, joined, cluster, refused };
     let shelf = Arc::new(shelf);
     let mut again = true;
     loop {

@@ -102,6 +102,9 @@ impl Responder {
 
     async fn begin(&self, vote: Vote) -> Result<Answer, Error> {
         self.check(vote).await?;
+        if self.core.ledger().staging.is_installing() {
+            return Err(Error::Unavailable("the snapshot before is being put in place".into()));
+        }
         let mut receiving = self.receiving.0.lock().await;
         // The one before lets go of its file first.
         *receiving = None;

@@ -34,7 +34,7 @@ const CHUNK_WAIT: Duration = Duration::from_secs(3);
 /// How long a peer may take to install a snapshot before it is asked again how far it is.
 const INSTALL_WAIT: Duration = Duration::from_secs(20);
 /// Pause after a snapshot that was not taken.
-const SNAPSHOT_PAUSE: Duration = Duration::from_millis(200);
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(500);
 
 /// The way to the peers. Clones are cheap.
 #[derive(Clone)]
@@ -65,6 +65,7 @@ impl Link {
         let answer = rt::timeout(within, call).await;
         let answer = answer.map_err(|_| Lost::NoAnswer(format!("nothing came within {} ms", within.as_millis())))??;
         let answer = message::decode(&answer).map_err(|e| Lost::NoAnswer(e.to_string()))?;
+        self.standing.answered(to.node);
         if let Answer::Refused(Refused::Member(why)) = &answer {
             self.standing.accused(why);
         }
@@ -83,7 +84,7 @@ impl RaftNetworkFactory<TypeConfig> for Link {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Connection {
-        Connection { peer: peer(target, node), link: self.clone() }
+        Connection { peer: peer(target, node), link: self.clone(), told: String::new() }
     }
 }
 
@@ -91,6 +92,8 @@ impl RaftNetworkFactory<TypeConfig> for Link {
 pub(crate) struct Connection {
     peer: Peer,
     link: Link,
+    /// Why the newest snapshot was not taken, if it was not.
+    told: String,
 }
 
 fn failed(what: &dyn std::fmt::Display) -> NetworkError {
@@ -203,9 +206,17 @@ impl RaftNetwork<TypeConfig> for Connection {
         let id = snapshot.meta.snapshot_id.clone();
         let sent = async {
             match self.send_snapshot(&vote, snapshot).await {
-                Ok(vote) => Ok(SnapshotResponse { vote }),
+                Ok(vote) => {
+                    self.told.clear();
+                    Ok(SnapshotResponse { vote })
+                }
                 Err(error) => {
-                    tracing::warn!(peer = self.peer.node, snapshot = id, %error, "a snapshot was not taken by a peer");
+                    let why = error.to_string();
+                    // A large one is put in place for minutes.
+                    if self.told != why {
+                        tracing::warn!(peer = self.peer.node, snapshot = id, why, "a snapshot was not taken by a peer");
+                        self.told = why;
+                    }
                     rt::sleep(SNAPSHOT_PAUSE).await;
                     Err(StreamingError::Network(failed(&error)))
                 }

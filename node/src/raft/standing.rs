@@ -47,6 +47,8 @@ struct Member {
     noted: Option<(u64, tokio::time::Instant)>,
     settled: u64,
     fault: Option<String>,
+    /// When it last answered this node.
+    answered: Option<tokio::time::Instant>,
 }
 
 impl Member {
@@ -119,6 +121,16 @@ impl Standing {
         })
     }
 
+    /// Notes that a member answered.
+    pub(super) fn answered(&self, member: u64) {
+        self.of(member, |known| known.answered = Some(rt::instant()));
+    }
+
+    /// Whether a member answered within a time.
+    pub(super) fn answers(&self, member: u64, within: Duration) -> bool {
+        self.of(member, |known| known.answered.is_some_and(|at| at.elapsed() < within))
+    }
+
     /// Remembers that a member has the raft log up to `acknowledged`, of which `committed` was committed before it was asked.
     pub(super) fn has(&self, member: u64, acknowledged: u64, committed: u64) {
         self.of(member, |known| {
@@ -170,11 +182,11 @@ impl Standing {
         self.of(member, |known| known.fault.clone().map_or(Ok(()), Err))
     }
 
-    /// A peer has something against this node.
+    /// Something speaks against this node: a peer says so, or did before its last start.
     pub(super) fn accused(&self, why: &str) {
         self.with(|known| {
             if known.own.is_none() {
-                tracing::error!("a peer refuses this node: {why}");
+                tracing::error!("this node is refused: {why}");
                 known.own = Some(why.to_owned());
             }
         });

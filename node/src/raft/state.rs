@@ -136,6 +136,7 @@ impl StateMachine {
         let place =
             Place { applied: Some(last), membership: meta.last_membership.clone(), installed: Some(last.index) };
         let head = receiver.install(last.index, place.encode()).await?;
+        tracing::info!(raft_index = last.index, height = head.height, "a snapshot was put in place");
         self.place = place;
         self.durable.advance(&head)?;
         // The entries up to there go when openraft purges them, which it does next.
