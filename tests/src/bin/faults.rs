@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use samovar_tests::faults::{self, Settings};
 
-const USAGE: &str = "usage: tests/faults [--may-skip] NODES SECONDS [SEED]";
+const USAGE: &str = "usage: tests/faults [--may-skip] [--stalls] NODES SECONDS [SEED]";
 
 fn main() -> ExitCode {
     match run() {
@@ -20,7 +20,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let mut words = std::env::args().skip(1);
+    let mut words = std::env::args().skip(1).peekable();
+    let stalls = words.next_if(|word| word == "--stalls").is_some();
     let mut number = |what: &str| -> Result<Option<u64>> {
         words
             .next()
@@ -31,7 +32,7 @@ fn run() -> Result<()> {
     let seconds = number("SECONDS")?.context(USAGE)?;
     let seed = number("SEED")?.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     ensure!((1..=9).contains(&nodes), "1 to 9 nodes; {USAGE}");
-    let again = format!("tests/faults {nodes} {seconds} {seed}");
+    let again = format!("tests/faults {}{nodes} {seconds} {seed}", if stalls { "--stalls " } else { "" });
     println!("the same schedule again: {again}");
     let parent = std::env::var_os("SAMOVAR_FAULTS_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let scratch = tempfile::Builder::new().prefix("samovar-faults-").tempdir_in(parent)?;
@@ -39,6 +40,7 @@ fn run() -> Result<()> {
         seed,
         nodes: usize::try_from(nodes)?,
         duration: Duration::from_secs(seconds),
+        stalls,
         directory: scratch.path().to_owned(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

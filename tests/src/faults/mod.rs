@@ -43,6 +43,8 @@ pub struct Settings {
     pub nodes: usize,
     /// Of faults.
     pub duration: Duration,
+    /// Whether disks stand still, and nothing else happens: then nobody may be elected.
+    pub stalls: bool,
     /// For disks, journals and, when something is wrong, the history.
     pub directory: PathBuf,
 }
@@ -52,8 +54,10 @@ pub struct Settings {
 /// # Errors
 /// With what was wrong. The history of each key, the faults and the journals then lie in the directory.
 pub async fn run(settings: &Settings) -> Result<String> {
-    let rows = schedule::draw(settings.seed, settings.nodes, settings.duration);
+    let draw = if settings.stalls { schedule::draw_stalls } else { schedule::draw };
+    let rows = draw(settings.seed, settings.nodes, settings.duration);
     let (world, auditor, ledger) = world::build(&settings.directory, settings.nodes).await?;
+    let begins = term(&ledger).await?;
     let terms = Arc::new(AtomicU64::new(0));
     let (calm, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let mut watches = JoinSet::new();
@@ -98,10 +102,15 @@ pub async fn run(settings: &Settings) -> Result<String> {
     let world = Arc::into_inner(world).context("the nodes are still held by a thread")?;
     let (counts, died) = (world.counts(), world.ended());
     let (mut nodes, disks) = world.into_nodes();
-    let run = Run { settings, stories, counts, died, elections: terms.load(Relaxed) };
+    let mut run = Run { settings, stories, counts, died, elections: terms.load(Relaxed) };
     let judged = run.judge(&nodes, &ledger, &auditor).await;
     let stopped = nodes.iter_mut().try_for_each(Daemon::stop);
     let line = judged.and_then(|line| {
+        ensure!(
+            !settings.stalls || run.elections == begins,
+            "disks stood still for 300 ms, and nobody was to be elected: from term {begins} to {}; {line}",
+            run.elections
+        );
         ensure!(unmade.is_empty(), "faults that could not be made: {unmade:#?}; of the rest: {line}");
         stopped.map(|()| line)
     });
@@ -110,6 +119,12 @@ pub async fn run(settings: &Settings) -> Result<String> {
         disks.into_iter().for_each(std::mem::forget);
     }
     line
+}
+
+/// The term in which the cluster is, as the first node says.
+async fn term(ledger: &Arc<Ledger>) -> Result<u64> {
+    let status = ledger.connect(0).await?.get("/v1/status").await?.json()?;
+    status["term"].as_u64().context("the status names no term")
 }
 
 /// Waits for a thread without holding up the clients.
@@ -155,7 +170,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn judge(mut self, nodes: &[Daemon], ledger: &Arc<Ledger>, auditor: &Auditor) -> Result<String> {
+    async fn judge(&mut self, nodes: &[Daemon], ledger: &Arc<Ledger>, auditor: &Auditor) -> Result<String> {
         let mut keys: BTreeMap<String, Vec<Operation>> = BTreeMap::new();
         let (mut refused, mut again) = (0, 0);
         for story in self.stories.drain(..) {

@@ -9,6 +9,8 @@ use rand::{Rng as _, SeedableRng as _};
 /// Faults that may be there at once: each row of the schedule is one after the other.
 const ROWS: u64 = 2;
 const ROW_STRIDE: u64 = 0x9E37_79B9_7F4A_7C15;
+/// How long a disk stands still that stalls.
+const STALL: Duration = Duration::from_millis(300);
 
 /// Whom a fault hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub(super) enum Kind {
     SlowLine(Target, u32),
     /// Its disk stands still, again and again, for up to so many milliseconds.
     SlowDisk(Target, u64),
+    /// Its disk stands still once.
+    StalledDisk(Target),
     /// So many MiB are left on its disk.
     FullDisk(Target, u64),
     /// SIGTERM to each node, one after the other, with a start after each.
@@ -70,6 +74,23 @@ pub(super) fn draw(seed: u64, nodes: usize, duration: Duration) -> Vec<Vec<Fault
     (0..ROWS)
         .map(|row| draw_row(StdRng::seed_from_u64(seed ^ (row + 1).wrapping_mul(ROW_STRIDE)), nodes, duration))
         .collect()
+}
+
+/// The same where nothing happens but that disks stand still, each time for [`STALL`], those of two nodes at once now and then.
+pub(super) fn draw_stalls(seed: u64, nodes: usize, duration: Duration) -> Vec<Vec<Fault>> {
+    let row = |row: u64| {
+        let mut random = StdRng::seed_from_u64(seed ^ (row + 1).wrapping_mul(ROW_STRIDE));
+        let (mut faults, mut total) = (Vec::new(), Duration::ZERO);
+        while total < duration {
+            let after = Duration::from_millis(random.gen_range(100..2_000));
+            let place = random.gen_range(0..nodes);
+            let target = if random.gen_bool(0.5) { Target::Leader(place) } else { Target::Place(place) };
+            total += after + STALL;
+            faults.push(Fault { after, kind: Kind::StalledDisk(target), lasts: STALL });
+        }
+        faults
+    };
+    (0..ROWS).map(row).collect()
 }
 
 fn draw_row(mut random: StdRng, nodes: usize, duration: Duration) -> Vec<Fault> {

@@ -256,6 +256,13 @@ impl World {
             Kind::SlowDisk(target, most_ms) => {
                 slow_disk(lock(&self.nodes[self.place(target)].disk).path(), most_ms, fault.lasts)
             }
+            Kind::StalledDisk(target) => {
+                let disk = lock(&self.nodes[self.place(target)].disk);
+                let path = disk.path().to_string_lossy().into_owned();
+                run(&["fsfreeze", "--freeze", &path])?;
+                sleep(fault.lasts);
+                run(&["fsfreeze", "--unfreeze", &path])
+            }
             Kind::FullDisk(target, left_mib) => {
                 let node = &self.nodes[self.place(target)];
                 let disk = lock(&node.disk);
@@ -303,6 +310,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Lossy(..) => "packet loss",
         Kind::SlowLine(..) => "slow line",
         Kind::SlowDisk(..) => "slow disk",
+        Kind::StalledDisk(_) => "stalled disk",
         Kind::FullDisk(..) => "full disk",
         Kind::RollingRestart => "rolling restart",
     }
