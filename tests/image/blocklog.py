@@ -5,6 +5,7 @@ A flush makes durable what was answered before it was asked: of requests that we
 before another.
 """
 
+import ctypes
 import os
 import random
 import socket
@@ -18,15 +19,19 @@ SECTOR = 512
 # NBD, the fixed newstyle handshake: github.com/NetworkBlockDevice/nbd, doc/proto.md.
 OPTION_GO, OPTION_INFO, OPTION_ABORT = 7, 6, 2
 REPLY_ACK, REPLY_INFO, REPLY_UNSUPPORTED = 1, 3, 0x80000001
-READ, WRITE, DISCONNECT, FLUSH = 0, 1, 2, 3
+READ, WRITE, DISCONNECT, FLUSH, TRIM, ZEROES = 0, 1, 2, 3, 4, 6
 COMMAND_FUA = 1
-# Has flags, takes flushes, takes "force unit access". No trimming: a disk may keep what it was told to forget.
-EXPORT_FLAGS = 1 | 4 | 8
+# Has flags, takes flushes, "force unit access", trims and zeroes. A trim changes nothing: a disk may keep what it was told to forget.
+EXPORT_FLAGS = 1 | 4 | 8 | 32 | 64
+# fallocate(2): keep the size, make a hole.
+HOLE = 1 | 2
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A write, or a flush (`length` 0). `turn`: entries of one turn were under way together."""
+    """A write, or a flush (`length` 0). `turn`: entries of one turn were under way together. `at`: where the log has its content; -1:
+    zeroes."""
 
     turn: int
     offset: int
@@ -109,14 +114,24 @@ class BlockLog(threading.Thread):
         data = b""
         if kind == READ:
             data = os.pread(disk, length, offset)
-        elif kind in (WRITE, FLUSH):
-            if kind == WRITE:
-                os.pwrite(disk, request[28:], offset)
-                log.write(request[28:])
-                log.flush()
-            self.entries.append(Entry(self.turn, offset, length if kind == WRITE else 0, self.end, bool(flags & COMMAND_FUA)))
-            self.end += length if kind == WRITE else 0
+        elif kind == WRITE:
+            os.pwrite(disk, request[28:], offset)
+            log.write(request[28:])
+            log.flush()
+            self.entries.append(Entry(self.turn, offset, length, self.end, bool(flags & COMMAND_FUA)))
+            self.end += length
+        elif kind == ZEROES:
+            zero(disk, offset, length)
+            self.entries.append(Entry(self.turn, offset, length, -1, bool(flags & COMMAND_FUA)))
+        elif kind == FLUSH:
+            self.entries.append(Entry(self.turn, 0, 0, -1, False))
         return struct.pack(">IIQ", 0x67446698, 0, handle) + data
+
+
+def zero(file: int, offset: int, length: int) -> None:
+    """Makes a part of a file zeroes, and a hole."""
+    if LIBC.fallocate(file, HOLE, ctypes.c_long(offset), ctypes.c_long(length)):
+        raise OSError(ctypes.get_errno(), "fallocate")
 
 
 def whole(data: bytes) -> int:
@@ -167,9 +182,14 @@ class Rebuilder:
         self.next = 0
         subprocess.run(["cp", "--sparse=always", base, durable], check=True)
 
-    def content(self, entry: Entry) -> bytes:
-        self.log.seek(entry.at)
-        return self.log.read(entry.length)
+    def write(self, disk: int, entry: Entry, first: int = 0, size: int | None = None) -> None:
+        """Does a write, or a part of it, again."""
+        size = entry.length if size is None else size
+        if entry.at < 0:
+            zero(disk, entry.offset + first, size)
+            return
+        self.log.seek(entry.at + first)
+        os.pwrite(disk, self.log.read(size), entry.offset + first)
 
     def cut(self, point: int, loss: str, seed: int, place: Path) -> int:
         """Makes `place` the disk after a cut when `point` entries had arrived; how many writes were not flushed."""
@@ -179,19 +199,15 @@ class Rebuilder:
                     self.waiting.append(entry)
                     continue
                 for write in [w for w in self.waiting if w.turn < entry.turn]:
-                    disk.seek(write.offset)
-                    disk.write(self.content(write))
+                    self.write(disk.fileno(), write)
                 self.waiting = [w for w in self.waiting if w.turn >= entry.turn]
         self.next = point
         subprocess.run(["cp", "--sparse=always", self.durable, place], check=True)
         chance = random.Random(seed)
         with place.open("r+b", buffering=0) as disk:
             for write in self.waiting:
-                content = self.content(write)
-                torn = loss == LOSSES[2]
-                size = SECTOR if torn else len(content)
-                for at in range(0, len(content), size):
+                size = SECTOR if loss == LOSSES[2] and write.at >= 0 else write.length
+                for first in range(0, write.length, size):
                     if write.forced or (loss != LOSSES[0] and chance.random() < 0.5):
-                        disk.seek(write.offset + at)
-                        disk.write(content[at : at + size])
+                        self.write(disk.fileno(), write, first, size)
         return len(self.waiting)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import ssl
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from blocklog import LOSSES, BlockLog, Entry, Rebuilder
 from checks import point, result, step, until
 from lane import Lane
 from machine import GUEST, Machine, network
-from offline import Offline, Wrong, read_table
+from offline import Clear, Offline, Wrong, read_table
 from updating import Updates, version
 
 SEED = 20261128
@@ -95,7 +96,7 @@ class Cuts:
         flushes = sum(not entry.length for entry in self.entries)
         text = json.dumps({"told": asdict(self.told), "entries": [astuple(entry) for entry in self.entries]})
         (self.work / "recording.json").write_text(text)
-        print(f"{len(self.entries) - flushes} writes of {sum(e.length for e in self.entries) >> 20} MiB and {flushes} flushes recorded; "
+        print(f"{len(self.entries) - flushes} writes of {sum(e.length for e in self.entries if e.at >= 0) >> 20} MiB and {flushes} flushes recorded; "
               f"{len(self.told.writes)} writes to the ledger acknowledged; told: provisioned at {self.told.provisioned}, installed at "
               f"{self.told.installed}, confirmed at {self.told.confirmed}")  # fmt: skip
 
@@ -151,18 +152,21 @@ class Cuts:
             found.add(chance.choice(everywhere))
         return sorted(found)
 
-    def rebuilder(self) -> Rebuilder:
-        return Rebuilder(self.base, self.log, self.entries, self.work / "durable.raw")
+    def rebuilder(self, name: str) -> Rebuilder:
+        return Rebuilder(self.base, self.log, self.entries, self.work / name)
 
     def look(self, points: list[int]) -> None:
         step(f"{len(points)} cuts, read without starting the disk")
         (self.work / "look").mkdir(exist_ok=True)
-        rebuilder = self.rebuilder()
+        self.clear = Clear(self.work / "look")
+        rebuilder = self.rebuilder("looked-at.raw")
         content = {letter: hashlib.sha256(file.read_bytes()).hexdigest() for letter, file in self.slots.items()}
         notes: Counter[str] = Counter()
         dropped = wrong = 0
         for number, at in enumerate(points):
             place = self.work / "cut.raw"
+            if number % 20 == 19:
+                step(f"{number} of {len(points)}")
             loss = LOSSES[number % len(LOSSES)]
             waiting = rebuilder.cut(at, loss, SEED + number, place)
             dropped += waiting > 0
@@ -171,18 +175,26 @@ class Cuts:
             except Wrong as why:
                 wrong += 1
                 point(f"cut {number} after entry {at}, {loss} of {waiting} writes kept", False, why)
+            if number == len(points) // 2:
+                place.rename(self.work / "control.raw")
         point(f"{len(points)} cuts, {dropped} with writes that no flush covered: partition table, ESP, slots, file system, ledger and every "
               "acknowledged write hold", not wrong, f"{wrong} do not")  # fmt: skip
+        try:
+            self.read(points[-1], self.work / "control.raw", content)
+            point("a disk that lost more than a cut may take is found out", False, f"one of entry {points[len(points) // 2]} passed for one of {points[-1]}")
+        except Wrong as why:
+            point(f"a disk that lost more than a cut may take is found out ({why})", True)
         for note, count in notes.most_common():
             print(f"  {count} × {note}")
 
     def boot(self, points: list[int], boots: int) -> None:
         booted = range(0, len(points), max(1, len(points) // boots))[:boots]
         step(f"{len(booted)} of {len(points)} cuts booted")
-        rebuilder = self.rebuilder()
-        for number in booted:
+        self.lane = Lane(self.base, self.work)
+        # The latest first: they have the most to lose.
+        for number in reversed(booted):
             disk = self.work / "boot.raw"
-            rebuilder.cut(points[number], LOSSES[number % len(LOSSES)], SEED + number, disk)
+            self.rebuilder("booted.raw").cut(points[number], LOSSES[number % len(LOSSES)], SEED + number, disk)
             self.start(disk, points[number])
 
     def read(self, at: int, disk: Path, content: dict[str, str]) -> list[str]:
@@ -205,7 +217,7 @@ class Cuts:
         if provisioned:
             if 5 not in offline.partitions:
                 raise Wrong("marked as provisioned, and no data partition")
-            var = offline.var(self.key)
+            var = offline.var(self.key, self.clear)
             if not (var / "lib/samovar-site/etc/site.toml").exists():
                 raise Wrong("marked as provisioned, and no site file in /var")
             written = sum(position <= at for position in self.told.writes)
@@ -228,13 +240,14 @@ class Cuts:
         try:
             box.start()
             slot = box.console("samovar: slot ., try .")[14:]
-            box.reachable()
-            served = until(lambda: "serving" in box.ssh("systemctl show samovar.service -p StatusText --value", check=False).lower(), 300)
-            keys = box.ssh("samovar keys power/ --data /var/lib/samovar --output json", check=False).splitlines() if served else []
-            failed = box.ssh("systemctl --failed --plain --no-legend")
-            there = {int(line.partition('power/')[2][:6]) for line in keys}
+            served = until(lambda: self.lane.ready_now() == 200, 600)
+            ready_s = time.monotonic() - began
+            # One login, since each takes seconds.
+            said = box.ssh("systemctl --failed --plain --no-legend; echo; samovar keys power/ --data /var/lib/samovar --output json", check=False)
+            failed, _, keys = said.partition("\n\n") if "\n\n" in said else ("", "", said)
+            there = {int(number) for number in re.findall(r"power/(\d{6})", keys)}
             lost = [number for number in range(written) if number not in there]
-            point(f"{what}: serves from slot {slot} after {time.monotonic() - began:.0f} s with all of them", served and not lost and not failed,
+            point(f"{what}: serves from slot {slot} after {ready_s:.0f} s with all of them", served and not lost and not failed,
                   f"served {served}, lost {lost[:3]}, failed units: {failed}")  # fmt: skip
         except (RuntimeError, TimeoutError, subprocess.SubprocessError) as error:
             point(what, False, error)

@@ -2,6 +2,7 @@
 
 usage: lane.py DISK.raw [esp|stick]                         in a network namespace of its own; by default both parts
        lane.py DISK.raw update GOOD.raucb CRASHING.raucb    updates alone
+       lane.py DISK.raw smbios                              a box that is set up by its hypervisor
        lane.py DISK.raw bad KIND/samovar-V.raucb …          bad bundles, one after the other
 """
 
@@ -40,6 +41,8 @@ def main() -> int:
             lane.esp_and_tpm()
         if part in ("", "stick"):
             lane.stick_and_bios()
+        if part == "smbios":
+            lane.smbios()
         if part == "bad":
             Updates(lane).run_bad([Path(bundle).resolve() for bundle in sys.argv[3:]])
         if part == "update":
@@ -189,6 +192,18 @@ class Lane:
         box.start()
         point("the console asks for the stick", bool(box.console(r"put\s+it\s+in")))
         box.cut()
+
+    def smbios(self) -> None:
+        """BIOS, site file in the machine's SMBIOS strings, data partition under a TPM."""
+        step("first boot: BIOS, site file by SMBIOS, TPM")
+        box = self.machine("box-smbios", bios=True)
+        box.credentials = {"samovar.site": self.site("box-smbios")}
+        box.start()
+        box.reachable()
+        self.ready(box)
+        point("a site file of the machine's SMBIOS is taken", box.ssh("hostname") == "box-smbios"
+              and "credential" in box.ssh("journalctl -b -u samovar-early -o cat"), box.ssh("journalctl -b -u samovar-early -o cat"))  # fmt: skip
+        box.stop()
 
     def bundles(self, box: Machine, identity: dict[str, str]) -> None:
         """A bundle with any part changed is refused; a good one comes into the other slot, and back goes the way."""

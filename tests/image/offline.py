@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 SAMOVAR = os.environ.get("SAMOVAR_BIN", "samovar")
 SECTOR = 512
 # What fsck.vfat finds on every ESP whose machine lost power, and repairs by itself.
-HARMLESS = re.compile(r"dirty bit|not properly unmounted|Automatically removing dirty bit|free cluster|Free cluster|Leaving filesystem|^fsck|^/|^$|differences between boot sector|bytes .*:$|^ +\d+:", re.IGNORECASE)
+HARMLESS = re.compile(r"dirty bit|mostly harmless|Differences:|Not automatically|Starting (check/repair|verification)|not properly unmounted|Automatically removing dirty bit|free cluster|Free cluster|Leaving filesystem|^fsck|^/|^$|differences between boot sector|bytes .*:$|^ +\d+:", re.IGNORECASE)
 LEDGER_PATIENCE_S = 60
+PIECE = 1 << 16
 
 
 class Wrong(Exception):
@@ -60,10 +61,15 @@ class Offline:
         files = self.work / "esp"
         shutil.rmtree(files, ignore_errors=True)
         files.mkdir()
-        copied = subprocess.run(["mcopy", "-s", "-n", "-i", image, "::/EFI", "::/samovar", files], capture_output=True, text=True, check=False,
-                                env=os.environ | {"MTOOLS_SKIP_CHECK": "1"})  # fmt: skip
-        if copied.returncode:
-            raise Wrong(f"the ESP cannot be read: {copied.stderr.strip()[:200]}")
+        for name, needed in (("EFI/BOOT/BOOTX64.EFI", True), ("EFI/samovar/grub.cfg", True), ("EFI/samovar/grubenv", False),
+                             ("samovar/provisioned", False), ("samovar/machine-id", False)):  # fmt: skip
+            (files / name).parent.mkdir(parents=True, exist_ok=True)
+            copied = subprocess.run(["mcopy", "-n", "-i", image, f"::/{name}", files / name], capture_output=True, text=True, check=False,
+                                    env=os.environ | {"MTOOLS_SKIP_CHECK": "1"})  # fmt: skip
+            if copied.returncode and "not found" not in copied.stderr:
+                self.notes.append(f"ESP: {name} unreadable")
+            if copied.returncode and needed:
+                raise Wrong(f"the firmware or GRUB would not find {name} on the ESP: {copied.stderr.strip()[:200]}")
         return files
 
     def choice(self, files: Path) -> str:
@@ -92,16 +98,17 @@ class Offline:
             file.seek(begin)
             return file.read(size)
 
-    def var(self, key: Path) -> Path:
+    def var(self, key: Path, kept: "Clear") -> Path:
         """Decrypts the data partition, replays its journal, checks it, and copies what it holds."""
-        locked, clear = self.part(5), self.work / "clear"
+        locked, clear = self.part(5), self.work / "var.ext4"
+        (self.work / "volume.key").unlink(missing_ok=True)
         opened = subprocess.run(["cryptsetup", "luksDump", "--batch-mode", "--dump-volume-key", "--volume-key-file", self.work / "volume.key",
                                  "--key-file", key, locked], capture_output=True, text=True, check=False)  # fmt: skip
         if opened.returncode:
             raise Wrong(f"the data partition does not open: {opened.stderr.strip()}")
         header = json.loads(subprocess.run(["cryptsetup", "luksDump", "--dump-json-metadata", locked], capture_output=True, text=True, check=True).stdout)
         segment = header["segments"]["0"]
-        decrypt(locked, int(segment["offset"]), int(segment["sector_size"]), (self.work / "volume.key").read_bytes(), clear)
+        kept.decrypt(locked, int(segment["offset"]), int(segment["sector_size"]), (self.work / "volume.key").read_bytes(), clear)
         (self.work / "volume.key").unlink()
         place, mount = self.work / "var", self.work / "mount"
         shutil.rmtree(place, ignore_errors=True)
@@ -124,6 +131,8 @@ class Offline:
 
     def ledger(self, data: Path, written: int) -> int:
         """Starts the ledger; every write up to `written` must be there. How many there are."""
+        # The daemon takes a directory of its own user only.
+        subprocess.run(["chown", "-R", f"{os.getuid()}:{os.getgid()}", data], check=True)
         port = free_port()
         config = self.work / "samovar.toml"
         config.write_text(f'[listen]\napi = "127.0.0.1:{port}"\n')
@@ -198,25 +207,41 @@ def copy_extents(disk: Path, begin: int, end: int, place: Path) -> None:
             target.write(source.read(stop - start))
 
 
-def decrypt(locked: Path, offset: int, sector: int, key: bytes, clear: Path) -> None:
-    """aes-xts-plain64 of LUKS2; what was never written stays a hole."""
-    clear.unlink(missing_ok=True)
-    size = locked.stat().st_size - offset
-    with locked.open("rb") as source, clear.open("w+b") as target:
-        target.truncate(size)
-        for start, stop in extents(source.fileno(), offset, offset + size):
-            start -= start % 4096
-            source.seek(start)
-            target.seek(start - offset)
-            parts = []
-            for at in range(start, stop, sector):
-                data = source.read(sector)
-                if not any(data):
-                    parts.append(data)
+class Clear:
+    """The data partition decrypted (LUKS2, aes-xts-plain64), kept between one disk and the next: only what changed is done again."""
+
+    def __init__(self, work: Path):
+        self.seen, self.clear, self.key = work / "seen", work / "clear", b""
+
+    def decrypt(self, locked: Path, offset: int, sector: int, key: bytes, place: Path) -> None:
+        if key != self.key or not self.clear.exists():
+            for file in (self.seen, self.clear):
+                file.unlink(missing_ok=True)
+                file.touch()
+                os.truncate(file, locked.stat().st_size)
+            self.key = key
+        with locked.open("rb") as source, self.seen.open("r+b") as seen, self.clear.open("r+b") as clear:
+            size = locked.stat().st_size
+            data = {at for file in (source, seen) for start, stop in extents(file.fileno(), offset, size) for at in range(start - start % PIECE, stop, PIECE)}
+            for at in sorted(data):
+                source.seek(at)
+                seen.seek(at)
+                new = source.read(PIECE)
+                if new == seen.read(PIECE):
                     continue
-                tweak = struct.pack("<QQ", (at - offset) // SECTOR, 0)
-                parts.append(Cipher(algorithms.AES(key), modes.XTS(tweak)).decryptor().update(data))
-            target.write(b"".join(parts))
+                seen.seek(at)
+                seen.write(new)
+                clear.seek(at)
+                clear.write(b"".join(self.plain(new[n : n + sector], at + n - offset) for n in range(0, len(new), sector)))
+        # What it holds begins after the header.
+        copy_extents(self.clear, offset, size, place)
+
+    def plain(self, data: bytes, at: int) -> bytes:
+        """A sector; what was never written stays zeroes."""
+        if not any(data):
+            return data
+        tweak = struct.pack("<QQ", at // SECTOR, 0)
+        return Cipher(algorithms.AES(self.key), modes.XTS(tweak)).decryptor().update(data)
 
 
 def free_port() -> int:
