@@ -243,8 +243,8 @@ class Cuts:
             served = until(lambda: self.lane.ready_now() == 200, 600)
             ready_s = time.monotonic() - began
             # One login, since each takes seconds.
-            said = box.ssh("systemctl --failed --plain --no-legend; echo; samovar keys power/ --data /var/lib/samovar --output json", check=False)
-            failed, _, keys = said.partition("\n\n") if "\n\n" in said else ("", "", said)
+            said = box.ssh("systemctl --failed --plain --no-legend; echo --; samovar keys power/ --data /var/lib/samovar --output json", check=False)
+            failed, _, keys = said.partition("--")
             there = {int(number) for number in re.findall(r"power/(\d{6})", keys)}
             lost = [number for number in range(written) if number not in there]
             point(f"{what}: serves from slot {slot} after {ready_s:.0f} s with all of them", served and not lost and not failed,
