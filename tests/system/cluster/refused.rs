@@ -10,6 +10,8 @@ use super::nodes::{Nodes, said};
 
 /// How long it may take until a node knows that it is refused.
 const KNOWN_WITHIN: Duration = Duration::from_secs(60);
+/// What a node says that is: a clone is found out as the second machine, or as the older disk, whichever shows first.
+const REFUSED: &str = "it is refused and votes no more";
 
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
@@ -96,14 +98,14 @@ async fn a_clone_and_its_original_are_both_refused_and_stay_so() {
     let settings = samovar_tests::Settings { toml: peers, ..Default::default() };
     let mut clone = Daemon::existing(&clone, free_port().unwrap(), settings).with_token(nodes.all[0].token());
     clone.start_unready().await.unwrap();
-    refused(&[&nodes.all[original], &clone], "two machines run as node").await;
+    refused(&[&nodes.all[original], &clone], REFUSED).await;
     let place = usize::from(original == 0);
     let put = nodes.client(place).await.put("/v1/keys/after", "v").await.unwrap();
     assert!(put.status < 300, "the others go on: {}", put.text());
     clone.kill().unwrap();
     nodes.all[original].kill().unwrap();
     nodes.all[original].start_unready().await.unwrap();
-    refused(&[&nodes.all[original]], "two machines run as node").await;
+    refused(&[&nodes.all[original]], REFUSED).await;
 }
 
 #[tokio::test]
