@@ -109,7 +109,7 @@ impl Engine {
         match self {
             Self::Sled(s) => s.fenced(|| Ok(s.tree(tree).get(key)?.map(|v| v.to_vec()))),
             #[cfg(test)]
-            Self::Memory(m) => Ok(m.sound()?.live.get(&(tree, key.to_vec())).cloned()),
+            Self::Memory(m) => Ok(m.sound()?.live.get(&(tree, key.to_vec())).map(|v| v.to_vec())),
         }
     }
 
@@ -124,7 +124,7 @@ impl Engine {
             Self::Memory(m) => {
                 let state = m.sound()?;
                 let rows = state.live.range((tree, key.to_vec())..).take_while(|((t, _), _)| *t == tree).take(limit);
-                Ok(rows.map(|((_, k), v)| (k.clone(), v.clone())).collect())
+                Ok(rows.map(|((_, k), v)| (k.clone(), v.to_vec())).collect())
             }
         }
     }
@@ -135,14 +135,10 @@ impl Engine {
             Self::Sled(s) => s.commit(batch),
             #[cfg(test)]
             Self::Memory(m) => {
+                let batch: MemoryBatch = batch.0.into_iter().map(|(t, k, v)| (t, k, v.map(Arc::new))).collect();
                 let mut state = m.sound()?;
-                for (tree, key, value) in &batch.0 {
-                    match value {
-                        Some(value) => state.live.insert((*tree, key.clone()), value.clone()),
-                        None => state.live.remove(&(*tree, key.clone())),
-                    };
-                }
-                state.undurable.push(batch.0);
+                put_all(&mut state.live, batch.iter().cloned());
+                state.undurable.push(batch);
                 Ok(())
             }
         }
@@ -155,8 +151,8 @@ impl Engine {
             #[cfg(test)]
             Self::Memory(m) => {
                 let mut state = m.lock();
-                state.durable = state.live.clone();
-                state.undurable.clear();
+                let MemoryState { durable, undurable, .. } = &mut *state;
+                put_all(durable, undurable.drain(..).flatten());
                 Ok(())
             }
         }
@@ -388,7 +384,7 @@ fn damaged(directory: &Path, what: &str) -> Error {
     Error::DamagedStore(format!("the store in {} is damaged ({what})", directory.display()))
 }
 
-fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> String {
+pub(crate) fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> String {
     panic
         .downcast_ref::<String>()
         .cloned()
@@ -397,13 +393,26 @@ fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> String {
 }
 
 #[cfg(test)]
-type MemoryBatch = Vec<(Tree, Vec<u8>, Option<Vec<u8>>)>;
+type MemoryBatch = Vec<(Tree, Vec<u8>, Option<Arc<Vec<u8>>>)>;
+
+#[cfg(test)]
+type MemoryTrees = BTreeMap<(Tree, Vec<u8>), Arc<Vec<u8>>>;
+
+#[cfg(test)]
+fn put_all(rows: &mut MemoryTrees, changes: impl Iterator<Item = (Tree, Vec<u8>, Option<Arc<Vec<u8>>>)>) {
+    for (tree, key, value) in changes {
+        match value {
+            Some(value) => rows.insert((tree, key), value),
+            None => rows.remove(&(tree, key)),
+        };
+    }
+}
 
 #[cfg(test)]
 #[derive(Clone, Default)]
 struct MemoryState {
-    live: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
-    durable: BTreeMap<(Tree, Vec<u8>), Vec<u8>>,
+    live: MemoryTrees,
+    durable: MemoryTrees,
     undurable: Vec<MemoryBatch>,
     broken: bool,
 }
@@ -440,7 +449,7 @@ impl MemoryRows {
         let MemoryState { live, durable, .. } = &mut *state;
         for rows in [live, durable] {
             if let Some(row) = rows.get_mut(&(tree, key.to_vec())) {
-                change(row);
+                change(Arc::make_mut(row));
             }
         }
     }
@@ -453,14 +462,8 @@ impl MemoryRows {
     /// A power cut: keeps the durable rows and the first `survivors` of the batches since.
     pub(crate) fn crash(&self, survivors: usize) {
         let mut state = self.lock();
-        let mut rows = state.durable.clone();
-        for (tree, key, value) in state.undurable.drain(..).take(survivors).flatten() {
-            match value {
-                Some(value) => rows.insert((tree, key), value),
-                None => rows.remove(&(tree, key)),
-            };
-        }
-        state.durable = rows.clone();
-        state.live = rows;
+        let MemoryState { live, durable, undurable, .. } = &mut *state;
+        put_all(durable, undurable.drain(..).take(survivors).flatten());
+        live.clone_from(durable);
     }
 }

@@ -54,9 +54,16 @@ struct State {
 
 #[derive(Clone, Default)]
 struct Inode {
-    current: Vec<u8>,
-    durable: Vec<u8>,
+    current: Content,
+    durable: Content,
     unsynced: Vec<Change>,
+}
+
+/// The bytes of a file, page by page; copies share what neither of them changes. What was never written reads as zeros.
+#[derive(Clone, Default)]
+struct Content {
+    length: usize,
+    pages: Vec<Option<Arc<[u8; PAGE_BYTES]>>>,
 }
 
 #[derive(Clone)]
@@ -157,7 +164,7 @@ impl SimDisk {
     #[must_use]
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.lock();
-        state.names.get(path).and_then(|inode| state.inodes.get(inode)).map(|inode| inode.current.clone())
+        state.names.get(path).and_then(|inode| state.inodes.get(inode)).map(|inode| inode.current.to_vec())
     }
 
     /// Paths of all files, sorted.
@@ -197,14 +204,20 @@ impl SimDisk {
         let mut state = self.lock();
         let Some(&inode) = state.names.get(path) else { return false };
         let Some(inode) = state.inodes.get_mut(&inode) else { return false };
-        change(&mut inode.durable);
-        change(&mut inode.current)
+        let mut changed = false;
+        for content in [&mut inode.durable, &mut inode.current] {
+            let mut bytes = content.to_vec();
+            changed = change(&mut bytes);
+            *content = Content::default();
+            content.put(0, &bytes);
+        }
+        changed
     }
 }
 
 impl State {
     fn used(&self) -> u64 {
-        self.names.values().filter_map(|inode| self.inodes.get(inode)).map(|inode| inode.current.len() as u64).sum()
+        self.names.values().filter_map(|inode| self.inodes.get(inode)).map(|inode| inode.current.length as u64).sum()
     }
 
     fn room_for(&self, growth: usize) -> io::Result<()> {
@@ -294,33 +307,84 @@ impl NameChange {
 }
 
 impl Change {
-    /// Applies the change to `bytes`, each sector of a write only if `keep` says so.
-    fn apply(self, bytes: &mut Vec<u8>, mut keep: impl FnMut() -> bool) {
+    /// Applies the change to a file, each sector of a write only if `keep` says so.
+    fn apply(self, file: &mut Content, mut keep: impl FnMut() -> bool) {
         match self {
             Self::Length(length) => {
                 if keep() {
-                    bytes.resize(length, 0);
+                    file.resize(length);
                 }
             }
-            Self::Write { offset, bytes: written } => {
-                let mut from = 0;
-                while from < written.len() {
-                    let to = written.len().min(from + SECTOR_BYTES - (offset + from) % SECTOR_BYTES);
+            Self::Write { offset, bytes } => {
+                for (from, to) in pieces(offset, bytes.len(), SECTOR_BYTES) {
                     if keep() {
-                        put(bytes, offset + from, &written[from..to]);
+                        file.put(offset + from, &bytes[from..to]);
                     }
-                    from = to;
                 }
             }
         }
     }
+
+    /// Applies the change as a whole.
+    fn apply_all(self, file: &mut Content) {
+        match self {
+            Self::Length(length) => file.resize(length),
+            Self::Write { offset, bytes } => file.put(offset, &bytes),
+        }
+    }
 }
 
-fn put(bytes: &mut Vec<u8>, offset: usize, written: &[u8]) {
-    if bytes.len() < offset + written.len() {
-        bytes.resize(offset + written.len(), 0);
+/// Cuts `length` bytes at `offset` of a file where units of it end: from and to, counted from `offset`.
+fn pieces(offset: usize, length: usize, unit: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let to = length.min(from + unit - (offset + from) % unit);
+        (from < length).then(|| (std::mem::replace(&mut from, to), to))
+    })
+}
+
+impl Content {
+    fn resize(&mut self, length: usize) {
+        let tail = length % PAGE_BYTES;
+        self.pages.resize(length.div_ceil(PAGE_BYTES), None);
+        if length < self.length
+            && tail > 0
+            && let Some(Some(page)) = self.pages.last_mut()
+        {
+            Arc::make_mut(page)[tail..].fill(0);
+        }
+        self.length = length;
     }
-    bytes[offset..offset + written.len()].copy_from_slice(written);
+
+    fn put(&mut self, offset: usize, written: &[u8]) {
+        if self.length < offset + written.len() {
+            self.resize(offset + written.len());
+        }
+        for (from, to) in pieces(offset, written.len(), PAGE_BYTES) {
+            let at = offset + from;
+            let page = self.pages[at / PAGE_BYTES].get_or_insert_with(|| Arc::new([0; PAGE_BYTES]));
+            Arc::make_mut(page)[at % PAGE_BYTES..][..to - from].copy_from_slice(&written[from..to]);
+        }
+    }
+
+    /// Reads from `offset` on; how many bytes there were.
+    fn get(&self, offset: usize, buffer: &mut [u8]) -> usize {
+        let length = self.length.saturating_sub(offset).min(buffer.len());
+        for (from, to) in pieces(offset, length, PAGE_BYTES) {
+            let at = offset + from;
+            match &self.pages[at / PAGE_BYTES] {
+                Some(page) => buffer[from..to].copy_from_slice(&page[at % PAGE_BYTES..][..to - from]),
+                None => buffer[from..to].fill(0),
+            }
+        }
+        length
+    }
+
+    fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.length];
+        self.get(0, &mut bytes);
+        bytes
+    }
 }
 
 fn switched_off() -> io::Error {
@@ -428,7 +492,7 @@ impl SimFile {
     /// Runs `change` on the file when the disk has room for it to become `length` bytes long.
     fn resize(&self, length: usize, change: impl FnOnce(&mut Inode)) -> io::Result<()> {
         self.with(|state| {
-            let now = state.inode(self.inode)?.current.len();
+            let now = state.inode(self.inode)?.current.length;
             if length > now && state.names.values().any(|inode| *inode == self.inode) {
                 state.room_for(length - now)?;
             }
@@ -447,31 +511,25 @@ impl State {
 impl File for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let from = position(offset)?;
-        self.with(|state| {
-            let bytes = &state.inode(self.inode)?.current;
-            let rest = bytes.get(from..).unwrap_or_default();
-            let read = rest.len().min(buffer.len());
-            buffer[..read].copy_from_slice(&rest[..read]);
-            Ok(read)
-        })
+        self.with(|state| Ok(state.inode(self.inode)?.current.get(from, buffer)))
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let offset = position(offset)?;
         self.resize(offset + bytes.len(), |inode| {
-            put(&mut inode.current, offset, bytes);
+            inode.current.put(offset, bytes);
             inode.unsynced.push(Change::Write { offset, bytes: bytes.to_owned() });
         })
     }
 
     fn length(&self) -> io::Result<u64> {
-        self.with(|state| Ok(state.inode(self.inode)?.current.len() as u64))
+        self.with(|state| Ok(state.inode(self.inode)?.current.length as u64))
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
         let length = position(length)?;
         self.resize(length, |inode| {
-            inode.current.resize(length, 0);
+            inode.current.resize(length);
             inode.unsynced.push(Change::Length(length));
         })
     }
@@ -479,8 +537,8 @@ impl File for SimFile {
     fn allocate(&self, length: u64) -> io::Result<()> {
         let length = position(length)?;
         self.resize(length, |inode| {
-            if inode.current.len() < length {
-                inode.current.resize(length, 0);
+            if inode.current.length < length {
+                inode.current.resize(length);
                 inode.unsynced.push(Change::Length(length));
             }
         })
@@ -495,7 +553,7 @@ impl File for SimFile {
                 if fails {
                     return Err(io::Error::other("the simulated disk failed to write"));
                 }
-                unsynced.into_iter().for_each(|change| change.apply(&mut inode.durable, || true));
+                unsynced.into_iter().for_each(|change| change.apply_all(&mut inode.durable));
                 Ok(())
             })
         })

@@ -189,9 +189,16 @@ impl<F: Future> Future for Scoped<F> {
                 return Poll::Pending;
             }
         }
-        let outer = CURRENT.replace(Some(self.machine.clone()));
-        let polled = self.future.as_mut().poll(context);
-        CURRENT.set(outer);
-        polled
+        let _inside = Inside(CURRENT.replace(Some(self.machine.clone())));
+        self.future.as_mut().poll(context)
+    }
+}
+
+/// Whose tasks were polled before; again when this is dropped, also by a panic.
+struct Inside(Option<Machine>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        CURRENT.set(self.0.take());
     }
 }

@@ -14,6 +14,10 @@ use super::{Call, Lost, Peer, Transport};
 use crate::node::Node;
 use crate::rt::sim::{Machine, sleep_true, spawn_outside};
 
+/// Where a message says of what kind it is, and the kind that has a snapshot installed.
+const KIND_AT: usize = 17;
+const SNAPSHOT_INSTALL: u8 = 5;
+
 /// How the network treats a message.
 #[derive(Debug, Clone)]
 pub struct Weather {
@@ -46,6 +50,8 @@ pub struct Counts {
     pub repeated: u64,
     /// Sent to a machine that was down.
     pub refused: u64,
+    /// Arrived and had a snapshot installed, repetitions not counted.
+    pub snapshots: u64,
 }
 
 /// The network. Clones name the same one.
@@ -179,14 +185,15 @@ impl SimNetwork {
         let [there, back, again] = ways;
         sleep_true(there.delay).await;
         if !self.passes(from, to, &there) {
-            self.note(|| format!("{from}>{to} lost: {} bytes, kind {:?}", message.len(), message.get(17)));
+            self.note(|| format!("{from}>{to} lost: {} bytes, kind {:?}", message.len(), message.get(KIND_AT)));
             return None;
         }
         let Some((machine, node)) = self.host(to) else {
             sleep_true(back.delay).await;
             return Some(Err(Lost::NotSent("nobody listens there".into())));
         };
-        self.note(|| format!("{from}>{to}: {} bytes, kind {:?}", message.len(), message.get(17)));
+        self.note(|| format!("{from}>{to}: {} bytes, kind {:?}", message.len(), message.get(KIND_AT)));
+        self.state().counts.snapshots += u64::from(message.get(KIND_AT) == Some(&SNAPSHOT_INSTALL));
         if there.repeated {
             let (network, message) = (self.clone(), message.clone());
             spawn_outside(async move {

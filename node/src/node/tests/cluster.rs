@@ -1,12 +1,14 @@
 //! Several nodes in a simulated world, from one seed: the real code, over simulated disks, network, clocks and power.
 //!
-//! `SAMOVAR_SEED=N cargo test -p samovar-node --lib node::tests::cluster::chaos -- --nocapture` repeats one world;
-//! `SAMOVAR_SEEDS=N` runs so many fresh ones.
+//! `tests/worlds` runs worlds with random faults: fresh ones, those of one seed, and a campaign.
 
+mod campaign;
 mod chaos;
 mod checkpoints;
+mod clients;
 mod copies;
 mod elections;
+mod faults;
 mod hand_over;
 mod history;
 mod members;

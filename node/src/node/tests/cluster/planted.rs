@@ -1,6 +1,6 @@
 //! Bugs that are planted must be found, by what must hold and not by a panic.
 
-use super::chaos;
+use super::chaos::{self, Shape};
 use crate::planted::{Bug, plant};
 
 /// How many worlds from a starting point on it takes until what must hold does not, and what that is; `None`: more than
@@ -8,7 +8,7 @@ use crate::planted::{Bug, plant};
 fn found_after(bug: Bug, start: u64, limit: u64) -> Option<(u64, String)> {
     plant(Some(bug));
     let found = (0..limit).find_map(|n| {
-        let (violation, _) = chaos::run(start + n, 3, false).err()?;
+        let (violation, _) = chaos::run(start + n, Shape::Three, false).err()?;
         (!violation.contains("Raft core")).then_some((n + 1, violation))
     });
     plant(None);

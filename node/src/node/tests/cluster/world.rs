@@ -50,6 +50,8 @@ struct State {
     active: std::collections::BTreeSet<u64>,
     /// Nodes that are being started: not twice at once.
     starting: std::collections::BTreeSet<u64>,
+    /// Nothing new goes wrong, and clients begin nothing.
+    calm: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,6 +91,7 @@ impl World {
             terms: BTreeMap::new(),
             active: (1..=nodes).collect(),
             starting: std::collections::BTreeSet::new(),
+            calm: false,
         };
         Self(Arc::new(Shared {
             network: SimNetwork::new(seed ^ 0x0e7, Weather::fair()),
@@ -123,6 +126,43 @@ impl World {
     pub(super) fn count(&self, what: &'static str) {
         *lock(&self.0.state).counts.entry(what).or_default() += 1;
         self.network().note(|| what.into());
+    }
+
+    /// Counts a fault of a kind.
+    pub(super) fn fault(&self, kind: &'static str) {
+        self.count("faults");
+        self.count(kind);
+    }
+
+    /// How often something was counted so far.
+    pub(super) fn counted(&self, what: &str) -> u64 {
+        lock(&self.0.state).counts.get(what).copied().unwrap_or(0)
+    }
+
+    /// Faults and clients come to their end.
+    pub(super) fn calm_down(&self) {
+        lock(&self.0.state).calm = true;
+    }
+
+    /// Whether they are to.
+    pub(super) fn is_calm(&self) -> bool {
+        lock(&self.0.state).calm
+    }
+
+    /// Counts what the nodes and the network counted themselves.
+    pub(super) fn count_standing(&self) {
+        let restarts =
+            self.ids().iter().filter_map(|id| self.node(*id)).map(|(_, node)| node.status().raft_restarts).sum();
+        let network = self.network().counts();
+        let mut state = lock(&self.0.state);
+        let elections = state.terms.values().max().copied().unwrap_or(0);
+        let counted = [
+            ("restarts of the Raft core", restarts),
+            ("elections", elections),
+            ("snapshots", network.snapshots),
+            ("messages", network.delivered + network.repeated),
+        ];
+        state.counts.extend(counted);
     }
 
     pub(super) fn counts(&self) -> BTreeMap<&'static str, u64> {
@@ -242,6 +282,7 @@ impl World {
     /// Cuts the power of a machine; whether it was up.
     pub(super) fn crash(&self, id: u64) -> bool {
         let Some((power, node)) = self.network().detach(id) else { return false };
+        self.count("crashes");
         self.network().note(|| format!("crash of {id}"));
         power.kill();
         drop(node);

@@ -1,0 +1,144 @@
+//! What goes wrong in a world, drawn from its seed.
+
+use std::time::Duration;
+
+use super::super::*;
+use super::world::World;
+use crate::rt::sim::{sleep_true, spawn_outside};
+use crate::transport::sim::Weather;
+
+/// Long windows between write and fsync, so that what is acknowledged too early is lost by some crash.
+pub(super) const FSYNC_US: std::ops::Range<u64> = 5_000..20_000;
+
+pub(super) fn usual() -> Weather {
+    Weather { delay_us: 200..2000, slow: 0.01, drop: 0.01, repeat: 0.02 }
+}
+
+/// One fault after the other.
+pub(super) async fn faults(world: World, changes: bool) {
+    let wait = |range: std::ops::Range<u64>| {
+        let ms = world.draw(range);
+        sleep_true(Duration::from_millis(ms))
+    };
+    while !world.is_calm() {
+        wait(100..1500).await;
+        let (ids, id) = (world.ids(), world.any());
+        match world.draw(0..if changes { 22 } else { 16 }) {
+            0 | 1 => {
+                world.fault("crash");
+                world.crash(id);
+                wait(1..1500).await;
+                world.start(id).await;
+            }
+            2 => {
+                world.fault("crash of all");
+                for id in &ids {
+                    world.crash(*id);
+                }
+                wait(1..300).await;
+                for id in &ids {
+                    world.start(*id).await;
+                }
+            }
+            3 | 4 => {
+                world.fault("isolation");
+                for other in ids.iter().filter(|other| **other != id) {
+                    world.network().cut(id, *other);
+                    world.network().cut(*other, id);
+                }
+                wait(100..2500).await;
+                world.network().heal();
+            }
+            5 => {
+                world.fault("cut one way");
+                let other = world.any();
+                world.network().cut(id, other);
+                wait(100..2500).await;
+                world.network().heal();
+            }
+            6 => {
+                world.fault("pause");
+                let Some((power, _)) = world.node(id) else { continue };
+                power.pause();
+                wait(50..1500).await;
+                power.resume();
+            }
+            7 => {
+                world.fault("bad weather");
+                world.network().set_weather(Weather { delay_us: 200..20_000, slow: 0.05, drop: 0.05, repeat: 0.1 });
+                wait(500..3000).await;
+                world.network().set_weather(usual());
+            }
+            8 => {
+                world.fault("slow disk");
+                world.set_fsync_us(id, 20_000..300_000);
+                wait(500..3000).await;
+                world.set_fsync_us(id, FSYNC_US);
+            }
+            9 => {
+                world.fault("clock jump");
+                let Some((power, _)) = world.node(id) else { continue };
+                let offset = i64::try_from(world.draw(0..7_200_000)).unwrap() - 3_600_000;
+                power.set_wall_offset_ms(offset);
+            }
+            10 => {
+                world.fault("crash within an operation");
+                let disk = world.disk(id);
+                let ahead = world.draw(1..30);
+                let point = if world.chance(0.5) { CrashPoint::Before } else { CrashPoint::After };
+                disk.crash_at(disk.durable_operations() + ahead, point);
+            }
+            11 | 12 => {
+                // Several at once, and wherever it comes: most are refused.
+                for id in ids.into_iter().filter(|_| world.chance(0.7)) {
+                    let asked = world.clone();
+                    spawn_outside(async move {
+                        let handed = asked.on(id, |node| async move { node.hand_over(None).await }).await;
+                        asked.count(if matches!(handed, Some(Ok(_))) { "hand-over" } else { "no hand-over" });
+                    });
+                }
+            }
+            13 => {
+                world.fault("forged checkpoint");
+                world.show_forged(id);
+            }
+            14 => {
+                let rotating = world.clone();
+                let rotation = spawn_outside(async move { rotating.try_to_rotate().await });
+                if world.chance(0.5) {
+                    wait(1..100).await;
+                    world.fault("crash");
+                    world.crash(id);
+                    wait(1..500).await;
+                    world.start(id).await;
+                }
+                rotation.await.unwrap();
+            }
+            // A change of the members, and some other fault beside it.
+            16.. => {
+                let changing = world.clone();
+                let grows = ids.len() < 5 && (ids.len() <= 3 || world.chance(0.5));
+                let change = spawn_outside(async move {
+                    if grows { changing.try_to_grow().await } else { changing.try_to_shrink().await }
+                });
+                if world.chance(0.5) {
+                    wait(1..500).await;
+                    let leader = world.leader().unwrap_or(id);
+                    world.fault("crash");
+                    world.crash(leader);
+                    wait(1..500).await;
+                    world.start(leader).await;
+                }
+                change.await.unwrap();
+            }
+            _ => {
+                world.fault("crash with a loss");
+                world.crash(id);
+                let loss = LOSSES[usize::try_from(world.draw(0..LOSSES.len() as u64)).unwrap()];
+                world.lose(id, loss);
+                wait(1..500).await;
+                world.start(id).await;
+            }
+        }
+    }
+}
