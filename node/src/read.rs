@@ -7,6 +7,7 @@ use crate::entry::{Change as EntryChange, Entry};
 use crate::error::Error;
 use crate::ledger::{BlockPlace, Ledger, block_row, first_of_block, key_hash};
 use crate::machine::{HISTORY_STRIDE, damaged_entry, history_key, previous_of};
+use crate::planted::{Bug, planted};
 use crate::salts;
 use crate::state_root::KeyHash;
 use crate::store::{Tree, entries, values};
@@ -251,6 +252,9 @@ impl Ledger {
             let closes = matches!(entry, Entry::Block(_));
             records.push(Record { index, block, line: stored.line.clone().into(), openings });
             block += u64::from(closes);
+        }
+        if planted(Bug::WatchLeavesOut) && limit <= 64 && records.len() > 2 {
+            records.remove(1);
         }
         Ok(records)
     }

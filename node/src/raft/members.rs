@@ -8,6 +8,7 @@ use openraft::{BasicNode, ChangeMembers, ServerState};
 use super::Consensus;
 use super::log::members_of;
 use crate::error::Error;
+use crate::planted::{Bug, planted};
 use crate::view::Member;
 
 /// A learner that lags so many raft entries behind, or fewer, can become a voter.
@@ -89,6 +90,9 @@ impl Consensus {
         };
         if member.voter && members.iter().filter(|member| member.voter).count() == 1 {
             return Err(Error::Invalid(format!("node {node} is the only voter: a cluster has at least one")));
+        }
+        if planted(Bug::RemovedNodeVotes) {
+            return Ok(());
         }
         let gone = BTreeSet::from([node]);
         let change = if member.voter { ChangeMembers::RemoveVoters(gone) } else { ChangeMembers::RemoveNodes(gone) };

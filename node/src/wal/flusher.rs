@@ -212,6 +212,12 @@ impl Shared {
         if !sizes.is_empty() {
             match writer.reserve(sizes.into_iter()) {
                 Ok(()) => {}
+                Err(Error::NoRoom { .. }) if planted(Bug::FullDiskUnnoticed) => {
+                    let (unwritten, rest) = ops.into_iter().partition(|o| matches!(o.op, Op::Entries { .. }));
+                    ops = rest;
+                    let unwritten: Vec<Queued> = unwritten;
+                    unwritten.into_iter().flat_map(|queued| queued.done).for_each(|done| done(Ok(())));
+                }
                 Err(error @ Error::NoRoom { .. }) => self.refuse(&mut ops, &error),
                 Err(error) => {
                     self.fail(ops.into_iter().flat_map(|queued| queued.done).collect(), Some(error));

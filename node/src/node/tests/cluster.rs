@@ -9,6 +9,7 @@ mod clients;
 mod copies;
 mod elections;
 mod faults;
+mod follower;
 mod hand_over;
 mod history;
 mod members;

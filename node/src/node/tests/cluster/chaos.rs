@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::super::*;
 use super::clients::{Answer, KEYS, Log, Seen, call, client, put, value_number};
 use super::faults::{FSYNC_US, faults, usual};
+use super::follower::{Passed, check_followed, follow};
 use super::history::{self, Act};
 use super::world::World;
 use crate::rt::sim::{sleep_true, spawn_outside};
@@ -73,8 +74,9 @@ pub(super) type Wrong = (String, Vec<String>);
 pub(super) fn run(seed: u64, shape: Shape, traced: bool) -> Result<Report, Wrong> {
     simulate(seed, async {
         let (nodes, spares) = match shape {
-            Shape::Three => (3, 0),
-            Shape::Five => (5, 0),
+            // One machine takes the place of another that has damaged files.
+            Shape::Three => (3, 1),
+            Shape::Five => (5, 1),
             Shape::Changing => (3, 6),
         };
         let world = World::with_spares(seed, nodes, spares);
@@ -82,7 +84,7 @@ pub(super) fn run(seed: u64, shape: Shape, traced: bool) -> Result<Report, Wrong
             world.network().trace();
         }
         let lived = live(&world, seed, shape).await;
-        for id in world.ids() {
+        for id in world.ids().into_iter().chain(world.removed()) {
             world.crash(id);
         }
         let trace = world.network().take_trace();
@@ -117,15 +119,17 @@ async fn live(world: &World, seed: u64, shape: Shape) -> Result<Duration, String
             }
         })
     };
+    let follower = spawn_outside(follow(world.clone(), seed));
     faults(world.clone(), shape == Shape::Changing).await;
     let lasted = begun.elapsed();
     for client in clients {
         client.await.unwrap();
     }
+    let followed = follower.await.unwrap();
     let log = log.lock().unwrap().clone();
     let checked = match world.violation() {
         Some(violation) => Err(violation),
-        None => check(world, &log).await.and_then(|()| world.failure().map_or(Ok(()), Err)),
+        None => check(world, &log, &followed).await.and_then(|()| world.failure().map_or(Ok(()), Err)),
     };
     watcher.abort();
     world.count_standing();
@@ -133,8 +137,10 @@ async fn live(world: &World, seed: u64, shape: Shape) -> Result<Duration, String
 }
 
 /// What must hold once the faults are over.
-async fn check(world: &World, log: &[Seen]) -> Result<(), String> {
-    world.reconcile().await;
+async fn check(world: &World, log: &[Seen], followed: &[Passed]) -> Result<(), String> {
+    world.heal().await;
+    world.replace_damaged().await?;
+    world.reconcile().await?;
     // Progress: every node takes a write.
     let deadline = rt::instant() + RECOVERY;
     for id in world.ids() {
@@ -196,9 +202,13 @@ async fn check(world: &World, log: &[Seen]) -> Result<(), String> {
             return Err(format!("node {id} still takes its state for another than its peers': {divergence:?}"));
         }
     }
-    world.check_checkpoints(&first.unwrap_or_default())?;
+    let first = first.unwrap_or_default();
+    world.check_checkpoints(&first)?;
+    check_followed(followed, &first, &values)?;
     world.check_log_keys().await?;
     check_values(log, &values)?;
+    world.check_rest().await?;
+    world.check_majority().await?;
     world.violation().map_or(Ok(()), Err)
 }
 

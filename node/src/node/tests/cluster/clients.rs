@@ -85,7 +85,7 @@ pub(super) async fn client(world: World, number: u64, seed: u64, log: Log) {
     let begun = rt::instant();
     let mut serial = 0;
     while !world.is_calm() {
-        sleep_true(Duration::from_micros(rng.gen_range(500..60_000))).await;
+        sleep_true(Duration::from_micros(rng.gen_range(500..100_000))).await;
         ids = world.ids();
         let key = rng.gen_range(0..KEYS);
         serial += 1;
@@ -93,7 +93,7 @@ pub(super) async fn client(world: World, number: u64, seed: u64, log: Log) {
         let called = begun.elapsed();
         let mut seen = Seen { key, act: Act::Read(0), called, answered: None, entry: None, refused: false };
         if rng.gen_bool(0.5) {
-            let size = [8, 300, 5000, 60_000][rng.gen_range(0..4)];
+            let size = [8, 300, 300, 5000, 5000, 60_000][rng.gen_range(0..6)];
             let named = rng.gen_bool(0.5);
             seen.act = Act::Wrote(value);
             let mut doubt = false;

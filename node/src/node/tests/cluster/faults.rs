@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::*;
-use super::world::World;
+use super::world::{RESERVE_BYTES, World};
 use crate::rt::sim::{sleep_true, spawn_outside};
 use crate::transport::sim::Weather;
 
@@ -14,6 +14,9 @@ pub(super) fn usual() -> Weather {
     Weather { delay_us: 200..2000, slow: 0.01, drop: 0.01, repeat: 0.02 }
 }
 
+/// So many entries, and operations of the disk, later the frame that holds an entry is known to have been durable.
+const LATER_ENTRIES: u64 = 8;
+
 /// One fault after the other.
 pub(super) async fn faults(world: World, changes: bool) {
     let wait = |range: std::ops::Range<u64>| {
@@ -23,7 +26,7 @@ pub(super) async fn faults(world: World, changes: bool) {
     while !world.is_calm() {
         wait(100..1500).await;
         let (ids, id) = (world.ids(), world.any());
-        match world.draw(0..if changes { 22 } else { 16 }) {
+        match world.draw(0..if changes { 25 } else { 19 }) {
             0 | 1 => {
                 world.fault("crash");
                 world.crash(id);
@@ -114,8 +117,12 @@ pub(super) async fn faults(world: World, changes: bool) {
                 }
                 rotation.await.unwrap();
             }
+            16 => fill_disk(&world, id).await,
+            // Not where members change: there the removal of the damaged node was seen to fail, and why is not known.
+            17 | 18 if !changes => damage(&world, id).await,
+            17 | 18 => continue,
             // A change of the members, and some other fault beside it.
-            16.. => {
+            19.. => {
                 let changing = world.clone();
                 let grows = ids.len() < 5 && (ids.len() <= 3 || world.chance(0.5));
                 let change = spawn_outside(async move {
@@ -140,5 +147,61 @@ pub(super) async fn faults(world: World, changes: bool) {
                 world.start(id).await;
             }
         }
+    }
+}
+
+/// A disk without room, for a while. The node refuses writes, or ends, and comes back when there is room.
+async fn fill_disk(world: &World, id: u64) {
+    world.fault("disk full");
+    let room = if world.chance(0.5) { world.draw(0..64 << 10) } else { world.draw(0..2 * RESERVE_BYTES) };
+    world.fill(id, room);
+    sleep_true(Duration::from_millis(world.draw(500..4000))).await;
+    world.make_room(id);
+    // What had no room may still be on its way to its end.
+    sleep_true(Duration::from_millis(300)).await;
+    world.start(id).await;
+    world.excuse_no_more(id);
+}
+
+/// Bits flip in a file of a node, which goes on, and starts again some time later. Of one node in a world at most: what two have
+/// damaged may be the only two copies.
+async fn damage(world: &World, id: u64) {
+    if world.damaged().is_some_and(|damaged| damaged != id) {
+        return;
+    }
+    let disk = world.disk(id);
+    let files = disk.files();
+    let Some((_, node)) = world.node(id).filter(|_| !files.is_empty()) else { return };
+    let file = files[usize::try_from(world.draw(0..files.len() as u64)).unwrap()].clone();
+    let bytes = disk.contents(&file).unwrap_or_default();
+    // Of a file that was made longer than what is in it, the part that is used.
+    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+    if used == 0 {
+        return;
+    }
+    let bits: Vec<u64> = (0..world.draw(1..4)).map(|_| world.draw(0..8 * used)).collect();
+    let flip = || bits.iter().filter(|bit| disk.flip_bit(&file, **bit)).count();
+    let (before, operations) = (node.status().raft_index, disk.durable_operations());
+    drop(node);
+    world.note_damage(Some(id));
+    flip();
+    world.network().note(|| format!("bits {bits:?} of {} of node {id} flip", file.display()));
+    sleep_true(Duration::from_millis(world.draw(500..3000))).await;
+    // The newest frame of a raft log that is damaged looks like one that was never written whole. A node that lacks what it
+    // acknowledged is known to its leader, but not if that one goes too.
+    let index = world.node(id).map_or(0, |(_, node)| node.status().raft_index);
+    if index < before + LATER_ENTRIES || disk.durable_operations() < operations + LATER_ENTRIES {
+        flip();
+        world.count("bit flip undone");
+        return;
+    }
+    world.fault("bit flip");
+    world.crash(id);
+    sleep_true(Duration::from_millis(world.draw(1..500))).await;
+    world.start(id).await;
+    sleep_true(Duration::from_millis(world.draw(0..2000))).await;
+    if world.node(id).is_none() && world.chance(0.5) {
+        // What cannot be done now is done when all is well.
+        drop(world.replace_damaged().await);
     }
 }

@@ -5,35 +5,39 @@ use crate::planted::{Bug, plant};
 
 /// How many worlds from a starting point on it takes until what must hold does not, and what that is; `None`: more than
 /// `limit`. A node that ended tells of a panic in the core, which is not counted as finding the bug.
-fn found_after(bug: Bug, start: u64, limit: u64) -> Option<(u64, String)> {
+fn found_after(bug: Bug, shape: Shape, start: u64, limit: u64) -> Option<(u64, String)> {
     plant(Some(bug));
     let found = (0..limit).find_map(|n| {
-        let (violation, _) = chaos::run(start + n, Shape::Three, false).err()?;
+        let (violation, _) = chaos::run(start + n, shape, false).err()?;
         (!violation.contains("Raft core")).then_some((n + 1, violation))
     });
     plant(None);
     found
 }
 
-/// Each with the most worlds that it may take.
-const BUGS: [(Bug, u64); 9] = [
-    (Bug::CosignWithoutCheck, 30),
-    (Bug::AckBeforeFsync, 60),
-    (Bug::VoteNotPersisted, 30),
-    (Bug::ForwardedWithoutName, 30),
-    (Bug::StaleRead, 200),
-    (Bug::ApplyReadsClock, 3),
-    (Bug::SnapshotWithoutLastBlock, 10),
-    (Bug::OutcomesLostAtRestart, 60),
-    (Bug::ReleasedBeforeDurable, 10),
+/// Each with the worlds that can show it, and the most of them that it may take.
+const BUGS: [(Bug, Shape, u64); 13] = [
+    (Bug::CosignWithoutCheck, Shape::Three, 30),
+    (Bug::AckBeforeFsync, Shape::Three, 60),
+    (Bug::VoteNotPersisted, Shape::Three, 30),
+    (Bug::ForwardedWithoutName, Shape::Three, 30),
+    (Bug::StaleRead, Shape::Three, 200),
+    (Bug::ApplyReadsClock, Shape::Three, 3),
+    (Bug::SnapshotWithoutLastBlock, Shape::Three, 10),
+    (Bug::OutcomesLostAtRestart, Shape::Three, 60),
+    (Bug::ReleasedBeforeDurable, Shape::Three, 10),
+    (Bug::RemovedNodeVotes, Shape::Changing, 30),
+    (Bug::FullDiskUnnoticed, Shape::Three, 200),
+    (Bug::DamageUnnoticed, Shape::Three, 200),
+    (Bug::WatchLeavesOut, Shape::Three, 3),
 ];
 
 fn find_all(starts: &[u64]) {
     let mut missed = Vec::new();
-    for (bug, limit) in BUGS {
+    for (bug, shape, limit) in BUGS {
         let mut worlds = Vec::new();
         for &start in starts {
-            match found_after(bug, start, limit) {
+            match found_after(bug, shape, start, limit) {
                 Some((count, violation)) => {
                     println!("{bug:?} from {start}: {}", violation.chars().take(200).collect::<String>());
                     worlds.push(count);

@@ -1,6 +1,6 @@
 //! A cluster in a simulated world: machines, their disks, the network between them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,9 @@ use crate::raft::Question;
 use crate::rt::sim::{Machine as Power, sleep_true, spawn_outside};
 use crate::transport::sim::{SimNetwork, Weather};
 
+mod checks;
+mod members;
+
 /// How long a machine takes to boot, in milliseconds.
 const BOOT_MS: std::ops::Range<u64> = 1..300;
 /// How long a start may take.
@@ -24,6 +27,12 @@ struct Host {
     disk: SimDisk,
     rows: Arc<MemoryRows>,
     fsync_us: std::ops::Range<u64>,
+}
+
+/// What is counted when a node that may fails, or does not start.
+struct Excuse {
+    failed: &'static str,
+    no_start: &'static str,
 }
 
 /// The world. Clones name the same one.
@@ -47,19 +56,29 @@ struct State {
     /// The newest term that each node was seen in.
     terms: BTreeMap<u64, u64>,
     /// Nodes that belong to the cluster, or are to.
-    active: std::collections::BTreeSet<u64>,
+    active: BTreeSet<u64>,
     /// Nodes that are being started: not twice at once.
-    starting: std::collections::BTreeSet<u64>,
+    starting: BTreeSet<u64>,
     /// Nothing new goes wrong, and clients begin nothing.
     calm: bool,
+    /// Nodes that were removed from the cluster and run on.
+    removed: BTreeSet<u64>,
+    /// Nodes whose disk is full, or was until a moment ago: they may end, and need not start.
+    full: BTreeSet<u64>,
+    /// A node with bits flipped in its files: it may end, need not start, and may be refused by its peers. Others have to do
+    /// without it, so there is never more than one.
+    damaged: Option<u64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Free space below which a node takes no writes, in bytes.
+pub(super) const RESERVE_BYTES: u64 = 6 << 20;
+
 fn config() -> Config {
-    Config { reserve_bytes: 0, unnamed_blob_age: UNNAMED_BLOB_AGE, ..Config::new(DATA) }
+    Config { reserve_bytes: RESERVE_BYTES, unnamed_blob_age: UNNAMED_BLOB_AGE, ..Config::new(DATA) }
 }
 
 /// A write of one key, whose value is its name.
@@ -90,8 +109,11 @@ impl World {
             counts: BTreeMap::new(),
             terms: BTreeMap::new(),
             active: (1..=nodes).collect(),
-            starting: std::collections::BTreeSet::new(),
+            starting: BTreeSet::new(),
             calm: false,
+            removed: BTreeSet::new(),
+            full: BTreeSet::new(),
+            damaged: None,
         };
         Self(Arc::new(Shared {
             network: SimNetwork::new(seed ^ 0x0e7, Weather::fair()),
@@ -244,8 +266,11 @@ impl World {
             }
             Ok(Ok(Err(error))) => {
                 // A crash point of the disk may have come during the start; everything else must not be.
-                if !self.disk(id).is_dead() {
-                    self.violated(format!("node {id} does not start: {error}"));
+                self.network().note(|| format!("node {id} does not start: {error}"));
+                match self.excuse(id) {
+                    Some(excuse) => self.count(excuse.no_start),
+                    None if self.disk(id).is_dead() => {}
+                    None => self.violated(format!("node {id} does not start: {error}")),
                 }
                 power.kill();
                 self.settle(id);
@@ -267,16 +292,61 @@ impl World {
         spawn_outside(async move {
             let Ok(error) = failed.await else { return };
             world.network().note(|| format!("node {id} failed: {error}"));
-            let by_disk = world.disk(id).is_dead();
-            world.count(if by_disk { "failed by its disk" } else { "failed" });
-            if !by_disk {
-                lock(&world.0.state).failures.push(format!("node {id} failed: {error}"));
+            match world.excuse(id) {
+                _ if world.disk(id).is_dead() => world.count("failed by its disk"),
+                Some(excuse) => world.count(excuse.failed),
+                None => {
+                    world.count("failed");
+                    lock(&world.0.state).failures.push(format!("node {id} failed: {error}"));
+                }
             }
             if world.crash(id) {
                 sleep_true(Duration::from_millis(world.draw(BOOT_MS))).await;
                 world.start(id).await;
             }
         });
+    }
+
+    /// Why a node may end by itself, and need not start.
+    fn excuse(&self, id: u64) -> Option<Excuse> {
+        let state = lock(&self.0.state);
+        if state.damaged == Some(id) {
+            return Some(Excuse { failed: "failed by its damage", no_start: "not started by its damage" });
+        }
+        let full = Excuse { failed: "failed by its full disk", no_start: "not started by its full disk" };
+        state.full.contains(&id).then_some(full)
+    }
+
+    /// Fills a disk but for so many bytes.
+    pub(super) fn fill(&self, id: u64, room: u64) {
+        lock(&self.0.state).full.insert(id);
+        let disk = self.disk(id);
+        disk.set_capacity(disk.used_bytes() + room);
+    }
+
+    /// Makes room on a full disk.
+    pub(super) fn make_room(&self, id: u64) {
+        self.disk(id).set_capacity(u64::MAX);
+    }
+
+    /// From now on a node has to do without excuses: its disk has had room for a while.
+    pub(super) fn excuse_no_more(&self, id: u64) {
+        lock(&self.0.state).full.remove(&id);
+    }
+
+    /// The node with damaged files.
+    pub(super) fn damaged(&self) -> Option<u64> {
+        lock(&self.0.state).damaged
+    }
+
+    /// Says which node has damaged files.
+    pub(super) fn note_damage(&self, id: Option<u64>) {
+        lock(&self.0.state).damaged = id;
+    }
+
+    /// Nodes that were removed and run on.
+    pub(super) fn removed(&self) -> Vec<u64> {
+        lock(&self.0.state).removed.iter().copied().collect()
     }
 
     /// Cuts the power of a machine; whether it was up.
@@ -333,275 +403,14 @@ impl World {
         Machine { disk: host.disk.clone(), rows: Arc::clone(&host.rows) }.lose(loss);
     }
 
-    /// The whole cluster: the first node begins it, the others join it and become voters.
-    pub(super) async fn found_cluster(&self) {
-        self.try_to_found().await.unwrap_or_else(|why| panic!("{why}"));
-    }
-
-    /// The same; what does not come about is an error.
-    pub(super) async fn try_to_found(&self) -> Result<(), String> {
-        self.found();
-        assert!(self.start(1).await, "the first node starts");
-        self.on(1, |node| async move { node.set_address(1, "node1:8444").await }).await.unwrap().unwrap();
-        for id in self.ids().into_iter().skip(1) {
-            self.join(id).await;
-            self.grow(id).await;
-        }
-        self.wait_for_cosigners().await
-    }
-
-    /// Waits until the policy names all nodes.
-    async fn wait_for_cosigners(&self) -> Result<(), String> {
-        let ids = self.ids();
-        for _ in 0..2000 {
-            let named = |id: &u64| self.node(*id).map_or(0, |(_, node)| node.log_info().cosigners.len());
-            if ids.iter().all(|id| named(id) == ids.len()) {
-                return Ok(());
-            }
-            sleep_true(Duration::from_millis(5)).await;
-        }
-        Err(format!("the policy does not come to name all of {ids:?} within 10 s"))
-    }
-
-    /// Makes the files of a node that joins, and starts it.
-    pub(super) async fn join(&self, id: u64) {
-        let admission = self.on(1, move |node| async move { node.admission(id) }).await.unwrap().unwrap();
-        let disk: Arc<dyn Disk> = Arc::new(self.disk(id));
-        Node::join(&disk, &config(), &format!("node{id}"), &admission).unwrap();
-        assert!(self.start(id).await, "node {id} starts");
-    }
-
-    /// Verifier key of the cosignatures of a node whose files are made.
-    fn cosigner(&self, id: u64) -> String {
-        let disk: Arc<dyn Disk> = Arc::new(self.disk(id));
-        Node::cosigner_of(&disk, &config().data).unwrap()
-    }
-
-    /// Brings a spare machine in, as far as the faults let it.
-    pub(super) async fn try_to_grow(&self) {
-        let used = |id: &u64| !self.disk(*id).files().is_empty();
-        let Some(id) = self.0.hosts.keys().copied().find(|id| !used(id)) else { return };
-        let Some(Ok(admission)) = self.on(self.any(), move |node| async move { node.admission(id) }).await else {
-            return;
-        };
-        let disk: Arc<dyn Disk> = Arc::new(self.disk(id));
-        Node::join(&disk, &config(), &format!("node{id}"), &admission).unwrap();
-        lock(&self.0.state).active.insert(id);
-        self.start(id).await;
-        let (address, cosigner) = (format!("node{id}:8444"), self.cosigner(id));
-        let taken_in = self.try_to_lead(|node| {
-            let (address, cosigner) = (address.clone(), cosigner.clone());
-            async move { node.add_learner(id, &address, &cosigner).await }
-        });
-        if taken_in.await && self.try_to_lead(|node| async move { node.promote(id).await }).await {
-            self.count("member added");
-        }
-    }
-
-    /// Takes a member out, as far as the faults let it.
-    pub(super) async fn try_to_shrink(&self) {
-        let gone = self.any();
-        let removed = self.try_to_lead(|node| async move {
-            match node.remove(gone).await {
-                Err(Error::NotFound(_)) => Ok(()),
-                done => done,
-            }
-        });
-        if removed.await {
-            self.count("member removed");
-            sleep_true(Duration::from_millis(self.draw(0..1000))).await;
-            self.retire(gone);
-        }
-    }
-
-    /// A node that is no member any more is switched off.
-    pub(super) fn retire(&self, gone: u64) {
-        lock(&self.0.state).active.remove(&gone);
-        self.crash(gone);
-    }
-
-    async fn try_to_lead<F>(&self, act: impl Fn(Node) -> F) -> bool
-    where
-        F: Future<Output = Result<(), Error>> + Send + 'static,
-    {
-        for _ in 0..20 {
-            if let Some(leader) = self.leader()
-                && let Ok(Some(Ok(()))) = tokio::time::timeout(Duration::from_secs(2), self.on(leader, &act)).await
-            {
-                return true;
-            }
-            sleep_true(Duration::from_millis(100)).await;
-        }
-        false
-    }
-
-    /// Brings the machines that run in line with what the leader says of the members.
-    pub(super) async fn reconcile(&self) {
-        self.heal().await;
-        let leader = self.wait_for_leader().await;
-        let Some(members) = self.node(leader).map(|(_, node)| node.members()) else { return };
-        let members: std::collections::BTreeSet<u64> = members.into_iter().map(|member| member.node).collect();
-        for id in self.ids().into_iter().filter(|id| !members.contains(id)) {
-            self.crash(id);
-        }
-        lock(&self.0.state).active = members;
-        self.heal().await;
-    }
-
-    /// Has the leader take a node in and make it a voter.
-    pub(super) async fn grow(&self, id: u64) {
-        let (address, cosigner) = (format!("node{id}:8444"), self.cosigner(id));
-        let adding = |node: Node| {
-            let (address, cosigner) = (address.clone(), cosigner.clone());
-            async move { node.add_learner(id, &address, &cosigner).await }
-        };
-        self.lead(&format!("taking in node {id}"), adding).await;
-        self.lead(&format!("promoting node {id}"), |node| async move { node.promote(id).await }).await;
-    }
-
-    /// Does something on whoever leads, until it is done; panics after a minute.
-    pub(super) async fn lead<F>(&self, what: &str, act: impl Fn(Node) -> F)
-    where
-        F: Future<Output = Result<(), Error>> + Send + 'static,
-    {
-        let mut last = "no node was up".to_owned();
-        for round in 0..600u64 {
-            let ids = self.ids();
-            let id = ids[usize::try_from(round).unwrap() % ids.len()];
-            match tokio::time::timeout(Duration::from_secs(5), self.on(id, &act)).await {
-                Ok(Some(Ok(()))) => return,
-                Ok(Some(Err(error))) => last = error.to_string(),
-                Ok(None) => {}
-                Err(_) => last = "no answer".into(),
-            }
-            sleep_true(Duration::from_millis(100)).await;
-        }
-        panic!("{what}: {last}");
-    }
-
-    /// Whether nodes are all up, at one end of the chain log, and have signed it.
-    pub(super) fn is_level(&self, ids: &[u64]) -> bool {
-        let ends = ids.iter().flat_map(|id| match self.node(*id) {
-            Some((_, node)) => {
-                let status = node.status();
-                [status.head.size, status.checkpoint_size]
-            }
-            None => [0, u64::MAX],
-        });
-        ends.collect::<std::collections::BTreeSet<_>>().len() == 1
-    }
-
-    /// Who leads, as the nodes say that are up.
-    pub(super) fn leader(&self) -> Option<u64> {
-        let leads = |id: &u64| self.node(*id).is_some_and(|(_, node)| node.status().role == "leader");
-        self.ids().into_iter().filter(leads).max_by_key(|id| self.node(*id).map_or(0, |(_, n)| n.status().term))
-    }
-
-    /// Waits until somebody leads.
-    pub(super) async fn wait_for_leader(&self) -> u64 {
-        for _ in 0..10_000 {
-            if let Some(id) = self.leader() {
-                return id;
-            }
-            sleep_true(Duration::from_millis(1)).await;
-        }
-        panic!("nobody leads after 10 s");
-    }
-
-    /// Looks at the terms: what a node has voted for it never forgets.
-    pub(super) fn look_at_terms(&self) {
-        for id in self.ids() {
-            let Some(status) = self.node(id).map(|(_, node)| node.status()).filter(|s| s.role != "stopped") else {
-                continue;
-            };
-            let before = {
-                let mut state = lock(&self.0.state);
-                let newest = state.terms.entry(id).or_default();
-                std::mem::replace(newest, status.term.max(*newest))
-            };
-            if let Some((member, fault)) = status.refused_members.first() {
-                self.violated(format!("node {id} refuses node {member}, which is whole: {fault}"));
-            }
-            if status.term < before {
-                self.violated(format!("node {id} is in term {} and was in {before}: it forgot a vote", status.term));
-            }
-        }
-    }
-
-    /// Looks at what was signed, and at the checkpoints that are served now.
-    pub(super) fn look_at_checkpoints(&self) {
-        let served = self.ids().into_iter().filter_map(|id| self.node(id)?.1.checkpoint());
-        let served: Vec<_> = served.collect();
-        // The lock is let go before what was seen is noted.
-        let looked = lock(&self.0.state).checkpoints.look(served);
-        if let Err(what) = looked {
-            self.violated(what);
-        }
-    }
-
-    /// What must hold of checkpoints, against the chain log that the nodes came to.
-    pub(super) fn check_checkpoints(&self, lines: &[Vec<u8>]) -> Result<(), String> {
-        lock(&self.0.state).checkpoints.check(lines)
-    }
-
-    /// Every voter comes to hold the log key in force, which they agree on, and to have ended every hand-over.
-    pub(super) async fn check_log_keys(&self) -> Result<(), String> {
-        let mut last = String::new();
-        for _ in 0..100 {
-            let all = self.ids().into_iter().filter_map(|id| Some((id, self.node(id)?.1)));
-            // A learner gets it when it is promoted.
-            let votes = |id: u64, node: &Node| node.members().iter().any(|member| member.voter && member.node == id);
-            let voters = all.filter(|(id, node)| votes(*id, node));
-            let all: Vec<_> =
-                voters.map(|(id, node)| (id, node.log_info().vkey, node.inner.notary.keys().held())).collect();
-            let first = all.first().map(|(_, named, _)| named.clone()).unwrap_or_default();
-            if all.iter().all(|(_, named, held)| *named == first && held.0 == first) {
-                return Ok(());
-            }
-            last = format!("{all:?}");
-            sleep_true(Duration::from_millis(100)).await;
-        }
-        Err(format!("voters do not come to hold the log key that the log names: {last}"))
-    }
-
-    /// Has the leader rotate the log key, as far as the faults let it.
-    pub(super) async fn try_to_rotate(&self) {
-        let Some(leader) = self.leader() else { return };
-        let rotated = self.on(leader, |node| async move { node.rotate_log_key("admin").await.map(drop) });
-        match tokio::time::timeout(Duration::from_secs(5), rotated).await {
-            Ok(Some(Ok(()))) => self.count("rotation"),
-            _ => self.count("rotation in doubt"),
-        }
-    }
-
-    /// Shows a node a head that is not the log's, signed by the log key, as from another member.
-    pub(super) fn show_forged(&self, victim: u64) {
-        let (from, beyond) = (self.any(), self.draw(0..4).saturating_sub(1));
-        let (Some((power, node)), Some((_, sender))) = (self.node(victim), self.node(from)) else { return };
-        if from == victim {
-            return;
-        }
-        let mut root = [0; 32];
-        root[..8].copy_from_slice(&self.draw(0..u64::MAX).to_le_bytes());
-        let size = node.head().borrow().size + beyond;
-        let text = Checkpoint { origin: "sim.example".into(), size, root }.to_text();
-        let note = node.inner.notary.keys().sign_blindly(&text);
-        let raft_index = node.status().applied_index;
-        let question = match self.chance(0.7) {
-            true => Question::Cosign { note, raft_index, state: root },
-            false => Question::Publish { note, raft_index },
-        };
-        let message = sender.inner.consensus.message(question);
-        power.spawn(async move { node.answer(from, message).await });
-    }
-
     /// Ends every fault.
     pub(super) async fn heal(&self) {
         self.network().heal();
         self.network().set_weather(Weather::fair());
-        for id in self.ids() {
+        for id in self.ids().into_iter().chain(self.removed()) {
             self.set_fsync_us(id, 300..3000);
             self.disk(id).crash_at(u64::MAX, CrashPoint::Before);
+            self.make_room(id);
             if let Some((power, _)) = self.node(id) {
                 power.resume();
                 power.set_wall_offset_ms(0);
