@@ -11,13 +11,14 @@
 //! | body | `body_deadline` (of a blob: for each piece), `body_rate_min`, bytes by route | 408, 413 |
 //! | work | `request_deadline` | 503 |
 //! | client sends on after the last answer | [`linger`] | closed |
+//! | a request, before it is worked on | what can still be answered in time ([`shed`]) | 503 |
 //! | client takes no byte, or not the whole answer | `write_timeout`, `response_deadline` | connection cut |
 //!
 //! ALPN alone decides between HTTP/1.1 and HTTP/2. One `current_thread` runtime runs all of it. The node's Unix socket has
 //! the same bounds, less the handshake.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use crate::api::problem::Problem;
@@ -42,6 +43,7 @@ mod io;
 mod linger;
 mod registry;
 mod shape;
+mod shed;
 
 pub(crate) use answer::{Answer, RequestId};
 pub(crate) use body::{Payload, RequestBody};
@@ -50,6 +52,7 @@ pub(crate) use cors::is_origin;
 pub(crate) use registry::network_of;
 
 use registry::{InFlight, Registry};
+use shed::{Seat, Shed, Verdict};
 
 /// Bounds of the listener. Times are wall time, sizes bytes.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,6 +139,12 @@ pub(crate) struct Reply {
 /// Answers requests.
 pub(crate) type Handler = Arc<dyn Fn(Asked) -> Reply + Send + Sync>;
 
+/// Told to who is refused because there is too much to do.
+const OVERLOADED: &str =
+    "more is asked of this node than it can answer in time; try again after the time in Retry-After";
+/// What is read of the body of a request that is refused for that, and for how long.
+const REFUSED_BODY_BYTES_MAX: usize = 64 << 10;
+const REFUSED_BODY_TIME: Duration = Duration::from_millis(250);
 /// How long the accept loop rests when the system refuses a socket (no descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often deadlines of connections are looked at, and so how exact they are.
@@ -164,6 +173,7 @@ struct Shared {
     handler: Handler,
     metrics: Arc<Metrics>,
     registry: Registry,
+    shed: Arc<Shed>,
     started: tokio::time::Instant,
     access: access::Budget,
 }
@@ -175,14 +185,19 @@ impl Server {
         let Self { listener, local, tls, limits, handler, metrics } = self;
         let registry = Registry::new(limits.clone(), metrics.clone());
         let (started, access) = (tokio::time::Instant::now(), access::Budget::default());
-        let shared = Arc::new(Shared { tls, limits, handler, metrics, registry, started, access });
+        let shed = Shed::new(metrics.clone(), shed::wanted);
+        let shared = Arc::new(Shared { tls, limits, handler, metrics, registry, shed, started, access });
+        let mut accepted_at = started;
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => break,
-                _ = sweep.tick() => shared.registry.sweep(),
+                _ = sweep.tick() => {
+                    shared.registry.sweep();
+                    shared.shed.sweep(false);
+                }
                 // Before the network: a flood there must not keep root away.
                 accepted = accept_local(local.as_ref()) => match accepted {
                     Ok(socket) => connection::admit_local(&shared, socket),
@@ -191,8 +206,11 @@ impl Server {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                accepted = listener.accept() => match accepted {
-                    Ok((socket, peer)) => connection::admit(&shared, socket, peer.ip().to_canonical()),
+                accepted = accept(&listener, shared.shed.accept_at(accepted_at)) => match accepted {
+                    Ok((socket, peer)) => {
+                        accepted_at = tokio::time::Instant::now();
+                        connection::admit(&shared, socket, peer.ip().to_canonical());
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "accepting a connection failed");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -200,8 +218,17 @@ impl Server {
                 },
             }
         }
+        shared.shed.sweep(true);
         shared.registry.drain(&mut sweep).await;
     }
+}
+
+/// The next connection, not before then.
+async fn accept(listener: &TcpListener, at: tokio::time::Instant) -> std::io::Result<(TcpStream, SocketAddr)> {
+    if at > tokio::time::Instant::now() {
+        tokio::time::sleep_until(at).await;
+    }
+    listener.accept().await
 }
 
 /// The next connection on the Unix socket; never one without a socket.
@@ -217,12 +244,18 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stopping| *stopping).await;
 }
 
+/// Whether a request is answered whatever the load: root and the daemon's user on the machine itself, and who asks how the node is.
+fn is_exempt(peer: &Peer, path: &str) -> bool {
+    matches!(peer.proved, Proved::User(_)) || matches!(path, "/health" | "/ready" | "/metrics")
+}
+
 /// Runs the handler within the deadline and dresses its answer.
 async fn answer(
     shared: &Shared,
     request: Request<Incoming>,
     peer: Peer,
     in_flight: Arc<InFlight>,
+    seat: &Seat,
 ) -> Response<Payload> {
     let begun = tokio::time::Instant::now();
     let _counted = shared.metrics.begin();
@@ -233,20 +266,30 @@ async fn answer(
     let record = access::AccessRecord::of(&head, &incoming);
     let limits = shared.limits.get();
     let headless = head.method == hyper::Method::HEAD;
-    let close = head.version < hyper::Version::HTTP_2;
+    let http1 = head.version < hyper::Version::HTTP_2;
     let (coding, preflight) = (coding::Coding::of(&head.headers), cors::preflight(&head, &limits.cors_origins));
     let origin = head.headers.get(hyper::header::ORIGIN).cloned();
     let body = RequestBody::new(incoming, &limits, in_flight);
-    let mut outcome = match (shape::check(&head, &limits), preflight) {
-        (Err(problem), _) => Answer::refused(problem.closing(close), &id),
-        (Ok(()), Some(response)) => Answer { response, route: "-", actor: None },
-        (Ok(()), None) => {
+    let verdict = if is_exempt(&peer, head.uri.path()) { Verdict::Serve } else { seat.judge() };
+    let mut outcome = match (verdict, shape::check(&head, &limits), preflight) {
+        (Verdict::Refuse { retry_after_s, close }, ..) => {
+            // Most of them are there, and a connection whose body was not read ends.
+            if !close && !head.headers.contains_key(hyper::header::EXPECT) {
+                let _ = tokio::time::timeout(REFUSED_BODY_TIME, body.read(REFUSED_BODY_BYTES_MAX)).await;
+            }
+            Answer::refused(Problem::too_busy(OVERLOADED, retry_after_s).closing(close && http1), &id)
+        }
+        (_, Err(problem), _) => Answer::refused(problem.closing(http1), &id),
+        (_, Ok(()), Some(response)) => Answer { response, route: "-", actor: None },
+        (_, Ok(()), None) => {
             let patience = body.patience();
             let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
-            match patience.wait(reply.answer).await {
+            let answer = match patience.wait(reply.answer).await {
                 Some(answer) => answer,
                 None => Answer { route: reply.route, ..Answer::refused(Problem::deadline(patience.time()), &id) },
-            }
+            };
+            seat.worked(begun.elapsed());
+            answer
         }
     };
     coding::apply(&mut outcome.response, coding);

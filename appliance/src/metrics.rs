@@ -82,6 +82,8 @@ pub(crate) struct Metrics {
     connections_max: UGauge,
     refused: Family<ReasonLabels, Counter>,
     cut: Family<ReasonLabels, Counter>,
+    shed: Family<ReasonLabels, Counter>,
+    put_off: UGauge,
     handshakes: Family<ResultLabels, Counter>,
     access_omitted: Counter,
     logins: Family<ResultLabels, Counter>,
@@ -117,6 +119,8 @@ impl Metrics {
             connections_max: Gauge::default(),
             refused: Family::default(),
             cut: Family::default(),
+            shed: Family::default(),
+            put_off: Gauge::default(),
             handshakes: Family::default(),
             access_omitted: Counter::default(),
             logins: Family::default(),
@@ -151,6 +155,12 @@ impl Metrics {
         r.register("samovar_connections_max", "Most connections that may be open", self.connections_max.clone());
         r.register("samovar_connections_refused", "Connections closed at once, by limit", self.refused.clone());
         r.register("samovar_connections_cut", "Connections cut, by the deadline that passed", self.cut.clone());
+        r.register("samovar_requests_shed", "Requests refused because there was too much to do", self.shed.clone());
+        r.register(
+            "samovar_connections_put_off",
+            "Connections not read because there is too much to do",
+            self.put_off.clone(),
+        );
         r.register("samovar_tls_handshakes", "TLS handshakes, by result", self.handshakes.clone());
         let help = "Access records not written because their second had its share";
         r.register("samovar_access_records_omitted", help, self.access_omitted.clone());
@@ -180,6 +190,9 @@ impl Metrics {
         }
         for reason in ["address", "total"] {
             drop(self.refused.get_or_create(&ReasonLabels { reason }));
+        }
+        for reason in ["put_off", "too_old"] {
+            drop(self.shed.get_or_create(&ReasonLabels { reason }));
         }
         for reason in ["evicted", "header", "idle", "response", "stop", "write"] {
             drop(self.cut.get_or_create(&ReasonLabels { reason }));
@@ -261,6 +274,16 @@ impl Metrics {
     /// A connection was cut.
     pub(crate) fn cut(&self, reason: &'static str) {
         self.cut.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// A request was refused because there is too much to do.
+    pub(crate) fn shed(&self, reason: &'static str) {
+        self.shed.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// So many connections are not read because there is too much to do.
+    pub(crate) fn put_off(&self, connections: usize) {
+        self.put_off.set(connections as u64);
     }
 
     /// A login ended.

@@ -37,8 +37,14 @@ impl ControlGroup {
         let name = format!("samovar-{name}-{}", std::process::id());
         if let Some(percent) = limits.cpu_percent {
             let quota = PERIOD_US * percent / 100;
-            let v1 = [("cpu.cfs_period_us", PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())];
-            group.limit("cpu", &name, &v1, &[("cpu.max", format!("{quota} {PERIOD_US}"))])?;
+            // The most weight that there is: the quota holds it back, and not what else the machine does.
+            let v1 = [
+                ("cpu.cfs_period_us", PERIOD_US.to_string()),
+                ("cpu.cfs_quota_us", quota.to_string()),
+                ("cpu.shares", "262144".to_owned()),
+            ];
+            let v2 = [("cpu.max", format!("{quota} {PERIOD_US}")), ("cpu.weight", "10000".to_owned())];
+            group.limit("cpu", &name, &v1, &v2)?;
         }
         if let Some(bytes) = limits.memory_bytes {
             let bytes = bytes.to_string();

@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::body::Watched;
-use super::io::Observed;
+use super::io::{Observed, Socket};
 use super::registry::{Place, Registry};
 use super::{Peer, Proved, Shared};
 use crate::tls;
@@ -65,7 +65,7 @@ async fn run(shared: Arc<Shared>, place: Place, socket: TcpStream, address: IpAd
     if socket.set_nodelay(true).is_err() {
         return;
     }
-    let accepting = TlsAcceptor::from(shared.tls.get()).accept(socket);
+    let accepting = TlsAcceptor::from(shared.tls.get()).accept(Socket::new(socket, place.seat.clone()));
     let handshake = tokio::time::timeout(shared.limits.get().handshake_timeout, accepting).await;
     let tls = match handshake {
         Ok(Ok(tls)) => tls,
@@ -92,7 +92,7 @@ async fn run(shared: Arc<Shared>, place: Place, socket: TcpStream, address: IpAd
 }
 
 /// The key of the client's certificate, if it sent one.
-fn proved(tls: &TlsStream<TcpStream>) -> Proved {
+fn proved(tls: &TlsStream<Socket>) -> Proved {
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     certificate.and_then(tls::key_hash).map_or(Proved::Nothing, Proved::Key)
 }
@@ -118,17 +118,19 @@ async fn http1_connection(
     peer: Peer,
 ) -> hyper::Result<()> {
     let limits = shared.limits.get();
+    place.seat.is_exclusive();
     let service = service_fn(|request| {
         let in_flight = place.activity.begin();
         async move {
-            let mut response = super::answer(shared, request, peer, in_flight.clone()).await;
+            place.seat.turn().await;
+            let mut response = super::answer(shared, request, peer, in_flight.clone(), &place.seat).await;
             if shared.registry.is_draining() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response.map(|payload| Watched::new(payload, false, in_flight)))
         }
     });
-    let io = TokioIo::new(Observed::new(stream, place.activity.clone()));
+    let io = TokioIo::new(Observed::new(stream, place.activity.clone(), place.seat.clone()));
     // hyper's own header timeout also runs while the connection is idle, so it is only the backstop of the sweep.
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -143,19 +145,20 @@ async fn http1_connection(
 async fn http2_connection(
     shared: &Arc<Shared>,
     place: &Place,
-    tls: TlsStream<TcpStream>,
+    tls: TlsStream<Socket>,
     peer: Peer,
 ) -> hyper::Result<()> {
     let limits = shared.limits.get();
-    let (owned, activity) = (shared.clone(), place.activity.clone());
+    let (owned, activity, seat) = (shared.clone(), place.activity.clone(), place.seat.clone());
     let service = service_fn(move |request| {
-        let (shared, in_flight) = (owned.clone(), activity.begin());
+        let (shared, in_flight, seat) = (owned.clone(), activity.begin(), seat.clone());
         async move {
-            let response = super::answer(&shared, request, peer, in_flight.clone()).await;
+            seat.turn().await;
+            let response = super::answer(&shared, request, peer, in_flight.clone(), &seat).await;
             Ok::<_, Infallible>(response.map(|payload| Watched::new(payload, true, in_flight)))
         }
     });
-    let io = TokioIo::new(Observed::new(tls, place.activity.clone()));
+    let io = TokioIo::new(Observed::new(tls, place.activity.clone(), place.seat.clone()));
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL.min(limits.header_timeout))

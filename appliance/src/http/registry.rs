@@ -13,6 +13,7 @@ use tokio::time::{Instant, Interval};
 
 use super::Limits;
 use super::linger::{self, Linger};
+use super::shed::Seat;
 use crate::live::Live;
 use crate::metrics::Metrics;
 
@@ -120,7 +121,10 @@ impl Activity {
     }
 
     /// The connection is closed by this end: how it lingers, if its client may still send and there is a place.
-    pub(super) fn linger(&self) -> Option<Linger> {
+    pub(super) fn linger(&self, deaf: bool) -> Option<Linger> {
+        if deaf {
+            return Linger::deaf(&self.lingering);
+        }
         // A header without an end is refused as well.
         let sends = self.unread.load(Ordering::Relaxed) || self.head_since.load(Ordering::Relaxed) != 0;
         (sends && !self.http2.load(Ordering::Relaxed)).then(|| Linger::begin(&self.lingering)).flatten()
@@ -238,6 +242,8 @@ pub(super) struct Place {
     address: IpAddr,
     /// What the connection does.
     pub(super) activity: Arc<Activity>,
+    /// Whether it is served when there is too much to do.
+    pub(super) seat: Arc<Seat>,
 }
 
 impl Registry {
@@ -286,7 +292,7 @@ impl Registry {
         open.connections.insert(id, Connection { activity: activity.clone(), task: None });
         *open.per_address.entry(address).or_default() += 1;
         registry.metrics.connections(open.connections.len());
-        Some(Place { shared: shared.clone(), id, address, activity })
+        Some(Place { shared: shared.clone(), id, address, activity, seat: shared.shed.seat() })
     }
 
     /// Lets the sweep cut the connection whose task this is.
@@ -392,6 +398,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.seat.leave();
         let registry = &self.shared.registry;
         let mut open = lock(&registry.open);
         open.connections.remove(&self.id);

@@ -1,0 +1,624 @@
+//! Shedding of load: what cannot be answered in time is refused early, and whoever is refused is not read for a while.
+//!
+//! Over connections that pipeline every request that is read costs, a refusal a sixth of a put, so at ten times the rate
+//! refusals alone would take more than all of the CPU. Two rules, neither of which holds until requests are seen to wait:
+//!
+//! - **Too old.** A request that waited so long that its answer would be late gets 503 and `Retry-After: 1`. Its age is
+//!   reckoned from when the socket was last seen empty, or its task was woken ([`Seat`]).
+//! - **Seats.** When too little of what comes on the connections gets done, and it is the CPU that lacks, only so many connections are
+//!   served as bring about what gets done. The others get one 503, then their socket is left unread for some seconds, as
+//!   `Retry-After` says, and costs nothing meanwhile: backpressure, kernel to kernel. How many seats there are follows from a
+//!   ratio that is measured, bytes of requests served to bytes that came on the connections served, and not from how long
+//!   anything waits.
+//!
+//! A few seats too many cost little, since who has a seat and falls behind is refused by age; too few show by nearly all that comes
+//! getting done. Whoever gets a seat has mostly sent on meanwhile, which costs a refusal each, or a handshake: so seats change
+//! hands slowly. Once nothing is refused for a while all of it ends. docs/design/overload.md has what was measured.
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+
+/// An answer is wanted within this time of when its request came; what cannot have it is refused.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(800);
+/// However long work takes, a request younger than this is not refused for its age.
+const STALE_MIN: Duration = Duration::from_millis(300);
+/// A request that has waited so long before anything was done about it is a late one.
+const LATE: Duration = Duration::from_millis(400);
+/// How often it is reckoned whether load is shed.
+const TICK: Duration = Duration::from_millis(250);
+/// Load is shed after so many ticks in a row in which so many of a hundred requests, of at least so many, were late.
+const STRAINED_TICKS: u32 = 2;
+const STRAINED_LATE_PERCENT: u64 = 30;
+const STRAINED_REQUESTS_MIN: u64 = 16;
+/// It ends after so many ticks in a row without a late request and without anybody put off.
+const CALM_TICKS: u32 = 20;
+/// How many seats there are is reckoned anew so often, in ticks.
+const SEATS_TICKS: u32 = 2;
+/// Seats are taken away when less than this part of what comes gets done, …
+const DONE_MIN: f64 = 0.8;
+/// … so many that this times what gets done comes then; …
+const OVERBOOKED: f64 = 1.1;
+/// … and some are added when more than this part gets done. Between the two is peace, since whoever gets a seat costs as much as a
+/// handshake: what it has sent meanwhile is refused or thrown away.
+const DONE_ENOUGH: f64 = 0.95;
+/// By how much seats are added at once; at most when there is room.
+const SEATS_GROW: f64 = 1.08;
+const SEATS_GROW_MAX: f64 = 2.0;
+/// Which part of the time the thread that serves wants a CPU when it is the CPU that lacks. When it is not, as while a disk stands
+/// still, fewer connections would get no more done, and none loses its seat.
+const BUSY: f64 = 0.9;
+/// The most that was seen to get done fades by this at each reckoning.
+const BEST_FADES: f64 = 0.99;
+/// Seats are taken away when too little gets done for so many reckonings in a row: what waited before load was shed is gone then.
+const SHORT: u32 = 2;
+/// Reckonings between two times that seats are taken away.
+const SHRINK_PAUSE: u32 = 4;
+/// The least part of the seats that is left at once.
+const SEATS_SHRINK: f64 = 0.1;
+/// Seats there are at least.
+const SEATS_MIN: f64 = 4.0;
+/// Who does not ask for so long gives the seat up.
+const SEAT_IDLE: Duration = Duration::from_secs(2);
+/// Who had a seat for so long, and up to as long again, lets another have it.
+const SEAT_TERM: Duration = Duration::from_secs(60);
+/// For so long a seat is kept for who was told to connect again.
+const RESERVED: Duration = Duration::from_secs(3);
+/// How long a connection that was refused is left unread, and up to how much longer.
+const PUT_OFF: Duration = Duration::from_secs(8);
+const PUT_OFF_MORE: Duration = Duration::from_secs(8);
+/// Bytes that may wait on a connection that gets a seat; with more it is cheaper to have it connect again.
+const BACKLOG_MAX: u64 = 32 << 10;
+/// Requests that cost as much to refuse as a handshake does.
+const FAR_BEHIND: f64 = 40.0;
+/// Of what gets done in a time, so much may be refused in it to let others catch up.
+const CATCH_UP: f64 = 0.25;
+/// While load is shed connections are taken in at this part of the rate of what gets done, with these bounds.
+const ACCEPTED_PART: u32 = 120;
+const ACCEPT_EVERY_MIN: Duration = Duration::from_millis(4);
+const ACCEPT_EVERY_MAX: Duration = Duration::from_millis(100);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For how long the thread that serves has wanted a CPU, had or not, in all.
+pub(super) type Wanted = fn() -> Option<Duration>;
+
+/// The same of the calling thread, from the scheduler's account of it (proc(5), `schedstat`: time on a CPU and time ready for one, in ns).
+pub(super) fn wanted() -> Option<Duration> {
+    let account = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let mut fields = account.split(' ').map_while(|field| field.trim().parse::<u64>().ok());
+    Some(Duration::from_nanos(fields.next()? + fields.next()?))
+}
+
+/// Whether load is shed, and how much.
+pub(super) struct Shed {
+    origin: Instant,
+    metrics: Arc<Metrics>,
+    wanted: Wanted,
+    /// Locked for a few instructions, never over an await.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    strained: bool,
+    /// Connections that are served; none: all.
+    seats: Option<f64>,
+    holders: usize,
+    /// Seats kept for who was told to connect again, each until then.
+    reserved: VecDeque<Duration>,
+    put_off: usize,
+    shrunk: u32,
+    short: u32,
+    /// What came and what got done of it while seats were too many.
+    short_of: Figures,
+    /// Requests a second of one connection that is served, and how many may be refused at once to let others catch up.
+    rate: f64,
+    catch_up: f64,
+    /// The most that got done, requests a second.
+    best: f64,
+    late_ticks: u32,
+    calm_ticks: u32,
+    ticks: u32,
+    tick: Figures,
+    tick_began: Duration,
+    figures: Figures,
+    figures_began: Duration,
+    wanted: Duration,
+    /// How long the work on a request takes, on average.
+    work: Duration,
+    accept_every: Duration,
+    next: u64,
+    seated: HashMap<u64, Arc<Seat>>,
+}
+
+/// What happened in a time.
+#[derive(Default, Clone, Copy)]
+struct Figures {
+    begun: u64,
+    late: u64,
+    served: u64,
+    refused: u64,
+    /// Bytes that were read, and that came, on connections that are read.
+    read: u64,
+    came: u64,
+}
+
+/// What is to be done with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is served.
+    Serve,
+    /// It is refused.
+    Refuse {
+        /// When it is worth trying again.
+        retry_after_s: u64,
+        /// Whether the connection ends.
+        close: bool,
+    },
+}
+
+/// One connection, as far as the shedding of load goes.
+pub(super) struct Seat {
+    shed: Arc<Shed>,
+    number: u64,
+    /// Its socket may be left unread (HTTP/1.1): nothing but requests comes over it.
+    exclusive: std::sync::atomic::AtomicBool,
+    at: Mutex<At>,
+    woken: Arc<Woken>,
+    waker: Waker,
+}
+
+#[derive(Default)]
+struct At {
+    /// When what is worked on came, and the socket was last seen empty; since the origin.
+    came: Duration,
+    emptied: Duration,
+    /// The last read found nothing.
+    waits: bool,
+    unread: u64,
+    /// The last request.
+    asked: Duration,
+    holder_since: Option<Duration>,
+    put_off_until: Option<Duration>,
+    /// It went on sending while it was not read, and by more than is worth reading.
+    behind: bool,
+    closing: bool,
+    wakers: Vec<Waker>,
+}
+
+/// Notes when a task that waits for its socket was woken, and passes it on.
+struct Woken {
+    origin: Instant,
+    task: AtomicWaker,
+    /// Microseconds since the origin; 0: not yet.
+    at: AtomicU64,
+}
+
+impl Woken {
+    fn note(&self, now: Duration) {
+        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX).max(1);
+        let _ = self.at.compare_exchange(0, now, Relaxed, Relaxed);
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.note(self.origin.elapsed());
+        self.task.wake();
+    }
+}
+
+impl Shed {
+    pub(super) fn new(metrics: Arc<Metrics>, wanted: Wanted) -> Arc<Self> {
+        Arc::new(Self { origin: Instant::now(), metrics, wanted, state: Mutex::default() })
+    }
+
+    /// The seat of a new connection.
+    pub(super) fn seat(self: &Arc<Self>) -> Arc<Seat> {
+        let woken = Arc::new(Woken { origin: self.origin, task: AtomicWaker::new(), at: AtomicU64::new(0) });
+        let mut state = lock(&self.state);
+        let number = state.next;
+        state.next += 1;
+        let now = self.origin.elapsed();
+        let seat = Arc::new(Seat {
+            shed: self.clone(),
+            number,
+            exclusive: std::sync::atomic::AtomicBool::new(false),
+            at: Mutex::new(At { came: now, emptied: now, waits: true, asked: now, ..At::default() }),
+            waker: Waker::from(woken.clone()),
+            woken,
+        });
+        state.seated.insert(number, seat.clone());
+        seat
+    }
+
+    /// When the next connection may be taken in.
+    pub(super) fn accept_at(&self, last: Instant) -> Instant {
+        let state = lock(&self.state);
+        if state.strained { last + state.accept_every } else { last }
+    }
+
+    /// Looks at every connection: who asks no more gives up the seat, who was put off long enough is read again. `all`: everybody is.
+    pub(super) fn sweep(&self, all: bool) {
+        self.sweep_at(self.origin.elapsed(), all);
+    }
+
+    fn sweep_at(&self, now: Duration, all: bool) {
+        let mut state = lock(&self.state);
+        self.tick(&mut state, now);
+        let mut woken = Vec::new();
+        let (mut left, mut seated, mut read_again) = (0, 0, 0);
+        while state.reserved.front().is_some_and(|until| *until <= now) {
+            state.reserved.pop_front();
+        }
+        let since = state.fresh_enough(now);
+        for seat in state.seated.values() {
+            let mut at = lock(&seat.at);
+            if at.holder_since.is_some() && now.saturating_sub(at.asked) > SEAT_IDLE {
+                at.holder_since = None;
+                left += 1;
+            }
+            let invited = at.put_off_until.is_some() && since.is_some_and(|since| at.emptied >= since);
+            if invited || at.put_off_until.is_some_and(|until| until <= now || all) {
+                at.put_off_until = None;
+                woken.append(&mut at.wakers);
+                read_again += 1;
+                if invited {
+                    (at.holder_since, at.asked) = (Some(now), now);
+                    seated += 1;
+                }
+            }
+        }
+        state.holders = state.holders + seated - left;
+        state.put_off -= read_again;
+        self.metrics.put_off(state.put_off);
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Reckons anew what holds, once the tick is over.
+    fn tick(&self, state: &mut State, now: Duration) {
+        let time = now.saturating_sub(state.tick_began);
+        if time < TICK {
+            return;
+        }
+        let tick = std::mem::take(&mut state.tick);
+        state.tick_began = now;
+        // What is not seen any more is forgotten.
+        state.work -= state.work / 8;
+        state.figures.add(tick);
+        if !state.strained {
+            let late = tick.begun >= STRAINED_REQUESTS_MIN && tick.late * 100 >= tick.begun * STRAINED_LATE_PERCENT;
+            state.late_ticks = if late { state.late_ticks + 1 } else { 0 };
+            if state.late_ticks >= STRAINED_TICKS {
+                *state = State {
+                    strained: true,
+                    accept_every: ACCEPT_EVERY_MAX,
+                    figures_began: now,
+                    tick_began: now,
+                    wanted: (self.wanted)().unwrap_or_default(),
+                    work: state.work,
+                    reserved: VecDeque::new(),
+                    holders: state.holders,
+                    next: state.next,
+                    seated: std::mem::take(&mut state.seated),
+                    ..State::default()
+                };
+                tracing::warn!(
+                    "requests wait too long: those that would be answered late are refused (503) from now on"
+                );
+            } else {
+                (state.figures, state.figures_began) = (Figures::default(), now);
+            }
+            return;
+        }
+        state.calm_ticks = if tick.late == 0 && state.put_off == 0 { state.calm_ticks + 1 } else { 0 };
+        if state.calm_ticks >= CALM_TICKS {
+            state.strained = false;
+            state.seats = None;
+            tracing::info!("requests are answered in time again: none is refused any more");
+            return;
+        }
+        state.ticks += 1;
+        if state.ticks < SEATS_TICKS {
+            return;
+        }
+        let took = now.saturating_sub(state.figures_began);
+        let figures = std::mem::take(&mut state.figures);
+        (state.figures_began, state.ticks) = (now, 0);
+        // Without an account of it, the CPU is what lacks.
+        let before = state.wanted;
+        state.wanted = (self.wanted)().unwrap_or(before + took);
+        let busy = state.wanted.saturating_sub(before).as_secs_f64() / took.as_secs_f64();
+        state.reckon_seats(&figures, took, busy);
+        tracing::debug!(
+            busy,
+            seats = state.seats,
+            holders = state.holders,
+            put_off = state.put_off,
+            begun = figures.begun,
+            late = figures.late,
+            served = figures.served,
+            refused = figures.refused,
+            read = figures.read,
+            came = figures.came,
+            work = ?state.work,
+            ?took,
+            "seats"
+        );
+    }
+}
+
+impl Figures {
+    fn add(&mut self, other: Self) {
+        self.begun += other.begun;
+        self.late += other.late;
+        self.served += other.served;
+        self.refused += other.refused;
+        self.read += other.read;
+        self.came += other.came;
+    }
+
+    /// Which part of what came on the connections that are read got done; nothing when nothing came.
+    fn done(&self) -> Option<f64> {
+        if self.begun == 0 || self.came == 0 {
+            return None;
+        }
+        #[allow(clippy::cast_precision_loss)]
+        let [begun, served, read, came] = [self.begun, self.served, self.read, self.came].map(|n| n as f64);
+        Some((served * (read / begun) / came).min(1.0))
+    }
+}
+
+impl State {
+    fn reckon_seats(&mut self, figures: &Figures, took: Duration, busy: f64) {
+        let every = u32::try_from(figures.served).ok().filter(|n| *n > 0).map(|n| took * ACCEPTED_PART / n);
+        self.accept_every = every.unwrap_or(ACCEPT_EVERY_MAX).clamp(ACCEPT_EVERY_MIN, ACCEPT_EVERY_MAX);
+        #[allow(clippy::cast_precision_loss)]
+        let [holders, put_off, served, begun, read, came] =
+            [self.holders as u64, self.put_off as u64, figures.served, figures.begun, figures.read, figures.came]
+                .map(|n| n as f64);
+        let done = figures.done().unwrap_or(1.0);
+        self.rate = came * begun / read.max(1.0) / holders.max(1.0) / took.as_secs_f64();
+        let speed = served / took.as_secs_f64();
+        self.best = speed.max(self.best * BEST_FADES);
+        let used = speed / self.best.max(1.0);
+        self.catch_up = (CATCH_UP + (1.0 - used)) * self.best * TICK.as_secs_f64();
+        self.shrunk = self.shrunk.saturating_sub(1);
+        if busy >= BUSY && done < DONE_MIN {
+            self.short += 1;
+            self.short_of.add(*figures);
+        } else {
+            (self.short, self.short_of) = (0, Figures::default());
+        }
+        self.seats = match self.seats {
+            Some(_) if put_off == 0.0 => None,
+            Some(seats) if busy < BUSY => {
+                let grown = holders.max(SEATS_MIN) * (1.0 / used.max(0.01)).clamp(SEATS_GROW, SEATS_GROW_MAX);
+                Some(seats.max(grown).min(holders + put_off))
+            }
+            Some(seats) if done >= DONE_ENOUGH => Some(seats.max(holders.max(SEATS_MIN) * SEATS_GROW)),
+            seats if self.short < SHORT || self.shrunk > 0 => seats,
+            _ => {
+                self.shrunk = SHRINK_PAUSE;
+                let done = std::mem::take(&mut self.short_of).done().unwrap_or(1.0);
+                Some((holders * done * OVERBOOKED).max(holders * SEATS_SHRINK).max(SEATS_MIN))
+            }
+        };
+    }
+
+    /// As there are seats free, who was put off and whose socket was empty since then gets one: who has the least to catch up with.
+    fn fresh_enough(&self, now: Duration) -> Option<Duration> {
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let free = (self.seats? - self.taken()) as usize;
+        let put_off = self.seated.values().map(|seat| lock(&seat.at)).filter(|at| at.put_off_until.is_some());
+        let mut emptied: Vec<Duration> = put_off.map(|at| at.emptied).collect();
+        emptied.sort_unstable_by_key(|emptied| Reverse(*emptied));
+        // What each has sent meanwhile is refused first.
+        let mut rest = self.catch_up;
+        let within = |emptied: &&Duration| {
+            rest -= (now.saturating_sub(**emptied).as_secs_f64() * self.rate).min(FAR_BEHIND);
+            rest >= 0.0
+        };
+        emptied.iter().take(free).take_while(within).last().copied()
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    fn taken(&self) -> f64 {
+        (self.holders + self.reserved.len()) as f64
+    }
+
+    /// Whether there is a seat for one more. Who is behind gets one only by [`State::fresh_enough`], since it costs something first.
+    fn has_seat(&mut self, behind: bool) -> bool {
+        if self.seats.is_none() {
+            return true;
+        }
+        !behind && (self.reserved.pop_front().is_some() || !self.is_full())
+    }
+
+    fn is_full(&self) -> bool {
+        self.seats.is_some_and(|seats| self.taken() >= seats)
+    }
+}
+
+impl Seat {
+    /// Nothing but requests comes over the connection: when it is put off, its socket is not read.
+    pub(super) fn is_exclusive(&self) {
+        self.exclusive.store(true, Relaxed);
+    }
+
+    /// What the socket is polled with, so that it is known when the task was woken.
+    pub(super) fn waker(&self, context: &Context<'_>) -> &Waker {
+        self.woken.task.register(context.waker());
+        &self.waker
+    }
+
+    /// A read found nothing.
+    pub(super) fn found_nothing(&self) {
+        self.woken.at.store(0, Relaxed);
+        lock(&self.at).waits = true;
+    }
+
+    /// So many bytes were read, and so many wait to be read.
+    pub(super) fn received(&self, read: u64, unread: u64) {
+        self.received_at(self.shed.origin.elapsed(), read, unread);
+    }
+
+    fn received_at(&self, now: Duration, read: u64, unread: u64) {
+        let mut at = lock(&self.at);
+        at.came = if at.waits {
+            let woken = Duration::from_micros(self.woken.at.load(Relaxed));
+            if woken.is_zero() { now } else { woken.min(now) }
+        } else {
+            // It came at some time since then; the first of it, which is worked on next, rather early.
+            at.emptied + now.saturating_sub(at.emptied) / 4
+        };
+        at.waits = false;
+        if unread == 0 {
+            at.emptied = now;
+        }
+        let came = (read + unread).saturating_sub(at.unread);
+        at.unread = unread;
+        drop(at);
+        let mut state = lock(&self.shed.state);
+        state.tick.read += read;
+        state.tick.came += came;
+    }
+
+    /// Whether its socket is not to be read now; then the task is woken when it is.
+    pub(super) fn is_unread(&self, context: &Context<'_>) -> bool {
+        self.exclusive.load(Relaxed) && self.poll_put_off(context).is_pending()
+    }
+
+    /// Whether its socket is not to be read now.
+    pub(super) fn is_put_off(&self) -> bool {
+        self.exclusive.load(Relaxed) && lock(&self.at).put_off_until.is_some()
+    }
+
+    /// Its socket is read again after a while in which so many bytes came.
+    pub(super) fn reads_again(&self, waiting: u64) {
+        self.reads_again_at(self.shed.origin.elapsed(), waiting);
+    }
+
+    fn reads_again_at(&self, now: Duration, waiting: u64) {
+        self.woken.at.store(0, Relaxed);
+        let mut at = lock(&self.at);
+        at.unread = waiting;
+        at.behind = waiting > 0;
+        at.closing = waiting > BACKLOG_MAX;
+        at.waits = waiting == 0;
+        if waiting == 0 {
+            at.emptied = now;
+        }
+    }
+
+    /// Whether the connection ends because it is too far behind.
+    pub(super) fn is_closing(&self) -> bool {
+        lock(&self.at).closing
+    }
+
+    fn poll_put_off(&self, context: &Context<'_>) -> Poll<()> {
+        let mut at = lock(&self.at);
+        if at.put_off_until.is_none() {
+            return Poll::Ready(());
+        }
+        if !at.wakers.iter().any(|w| w.will_wake(context.waker())) {
+            at.wakers.push(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Resolves when the connection is not put off.
+    pub(super) async fn turn(&self) {
+        std::future::poll_fn(|context| self.poll_put_off(context)).await;
+    }
+
+    /// Judges a request that is about to be worked on.
+    pub(super) fn judge(&self) -> Verdict {
+        self.judge_at(self.shed.origin.elapsed())
+    }
+
+    fn judge_at(&self, now: Duration) -> Verdict {
+        let shed = &self.shed;
+        let mut state = lock(&shed.state);
+        shed.tick(&mut state, now);
+        let mut at = lock(&self.at);
+        let age = now.saturating_sub(at.came);
+        at.asked = now;
+        state.tick.begun += 1;
+        state.tick.late += u64::from(age > LATE);
+        if !state.strained {
+            state.holders += usize::from(at.holder_since.replace(now).is_none());
+            state.tick.served += 1;
+            return Verdict::Serve;
+        }
+        let stale = age > STALE_MIN.max(ANSWERED_WITHIN.saturating_sub(state.work));
+        let full = state.is_full();
+        let over = match at.holder_since {
+            None => !state.has_seat(at.behind),
+            Some(since) => {
+                let term = SEAT_TERM + SEAT_TERM * u32::try_from(self.number % 64).unwrap_or(0) / 64;
+                stale && full || state.put_off > 0 && now.saturating_sub(since) > term
+            }
+        };
+        if over {
+            state.holders -= usize::from(at.holder_since.take().is_some());
+            state.tick.refused += 1;
+            state.put_off += 1;
+            let more = PUT_OFF_MORE * u32::try_from(self.number % 16).unwrap_or(0) / 16;
+            at.put_off_until = Some(now + PUT_OFF + more);
+            shed.metrics.shed("put_off");
+            return Verdict::Refuse { retry_after_s: (PUT_OFF + more).as_secs() + 1, close: false };
+        }
+        state.holders += usize::from(at.holder_since.is_none());
+        at.holder_since.get_or_insert(now);
+        if stale || at.closing {
+            state.tick.refused += 1;
+            shed.metrics.shed("too_old");
+            return Verdict::Refuse { retry_after_s: 1, close: at.closing };
+        }
+        state.tick.served += 1;
+        Verdict::Serve
+    }
+
+    /// The work on a request took so long.
+    pub(super) fn worked(&self, time: Duration) {
+        let mut state = lock(&self.shed.state);
+        state.work = (state.work * 63 + time.min(ANSWERED_WITHIN)) / 64;
+    }
+
+    /// The connection is gone.
+    pub(super) fn leave(&self) {
+        self.leave_at(self.shed.origin.elapsed());
+    }
+
+    fn leave_at(&self, now: Duration) {
+        let mut state = lock(&self.shed.state);
+        state.seated.remove(&self.number);
+        let mut at = lock(&self.at);
+        let held = at.holder_since.take().is_some();
+        state.holders -= usize::from(held);
+        if held && at.closing {
+            state.reserved.push_back(now + RESERVED);
+        }
+        state.put_off -= usize::from(at.put_off_until.take().is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests;
