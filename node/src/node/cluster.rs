@@ -152,8 +152,10 @@ impl Node {
     pub fn remove<'a>(&'a self, node: u64) -> Doing<'a, Result<(), Error>> {
         Box::pin(async move {
             let members = self.members();
-            let goes = members.iter().any(|member| member.node == node);
-            if goes && members.iter().any(|member| member.voter && member.node != node) {
+            let cosigns = members.iter().any(|member| member.voter && member.node == node);
+            if cosigns && members.iter().any(|member| member.voter && member.node != node) {
+                // What an earlier leader began is known here only then.
+                self.barrier().await?;
                 self.inner.let_cosigner_go(node).await?;
             }
             self.inner.consensus.remove(node).await

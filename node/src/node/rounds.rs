@@ -292,14 +292,15 @@ impl Inner {
     /// Before a member goes: its cosignature counts no more, and a checkpoint says so that met the policy with it.
     pub(super) async fn let_cosigner_go(&self, gone: u64) -> Result<(), Error> {
         self.consensus.must_lead()?;
-        let Some(key) = self.cosigner_of_member(gone)? else { return Ok(()) };
         let deadline = rt::instant() + HAND_OVER_WAIT;
         let mut last = None;
         while rt::instant() < deadline {
             let Some(in_force) = self.ledger.in_force(self.ledger.newest().size)? else { return Ok(()) };
-            match in_force.hands_over() {
-                None if !in_force.cosigners.contains(&key) => return Ok(()),
-                None => {
+            // Its key may be forgotten by a change that an earlier leader began, and that is not handed over without the node.
+            let key = self.cosigner_of_member(gone)?.filter(|key| in_force.cosigners.contains(key));
+            match (in_force.hands_over(), key) {
+                (None, None) => return Ok(()),
+                (None, Some(key)) => {
                     let stay: Vec<_> = in_force.cosigners.iter().filter(|other| **other != key).cloned().collect();
                     let forget = match self.ledger.cosigner(gone)? {
                         Some(_) => vec![Operation::Delete { key: cosigners::row_key(gone) }],
@@ -310,7 +311,7 @@ impl Inner {
                         changed => last = changed.err(),
                     }
                 }
-                Some(_) => {}
+                (Some(_), _) => {}
             }
             rt::sleep(HAND_OVER_LOOK).await;
         }

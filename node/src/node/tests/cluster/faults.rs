@@ -118,9 +118,7 @@ pub(super) async fn faults(world: World, changes: bool) {
                 rotation.await.unwrap();
             }
             16 => fill_disk(&world, id).await,
-            // Not where members change: there the removal of the damaged node was seen to fail, and why is not known.
-            17 | 18 if !changes => damage(&world, id).await,
-            17 | 18 => continue,
+            17 | 18 => damage(&world, id).await,
             // A change of the members, and some other fault beside it.
             19.. => {
                 let changing = world.clone();
