@@ -196,7 +196,7 @@ impl Server {
                 () = stopped(&mut stop) => break,
                 _ = sweep.tick() => {
                     shared.registry.sweep();
-                    shared.shed.sweep(false);
+                    shared.shed.sweep();
                 }
                 // Before the network: a flood there must not keep root away.
                 accepted = accept_local(local.as_ref()) => match accepted {
@@ -218,7 +218,7 @@ impl Server {
                 },
             }
         }
-        shared.shed.sweep(true);
+        shared.shed.end();
         shared.registry.drain(&mut sweep).await;
     }
 }

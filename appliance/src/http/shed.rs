@@ -17,15 +17,17 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
+
+mod seat;
+
+pub(super) use seat::Seat;
 
 /// An answer is wanted within this time of when its request came; what cannot have it is refused.
 const ANSWERED_WITHIN: Duration = Duration::from_millis(800);
@@ -111,6 +113,8 @@ pub(super) struct Shed {
 
 #[derive(Default)]
 struct State {
+    /// The listener stops.
+    ends: bool,
     strained: bool,
     /// Connections that are served; none: all.
     seats: Option<f64>,
@@ -168,61 +172,6 @@ pub(super) enum Verdict {
     },
 }
 
-/// One connection, as far as the shedding of load goes.
-pub(super) struct Seat {
-    shed: Arc<Shed>,
-    number: u64,
-    /// Its socket may be left unread (HTTP/1.1): nothing but requests comes over it.
-    exclusive: std::sync::atomic::AtomicBool,
-    at: Mutex<At>,
-    woken: Arc<Woken>,
-    waker: Waker,
-}
-
-#[derive(Default)]
-struct At {
-    /// When what is worked on came, and the socket was last seen empty; since the origin.
-    came: Duration,
-    emptied: Duration,
-    /// The last read found nothing.
-    waits: bool,
-    unread: u64,
-    /// The last request.
-    asked: Duration,
-    holder_since: Option<Duration>,
-    put_off_until: Option<Duration>,
-    /// It went on sending while it was not read, and by more than is worth reading.
-    behind: bool,
-    closing: bool,
-    wakers: Vec<Waker>,
-}
-
-/// Notes when a task that waits for its socket was woken, and passes it on.
-struct Woken {
-    origin: Instant,
-    task: AtomicWaker,
-    /// Microseconds since the origin; 0: not yet.
-    at: AtomicU64,
-}
-
-impl Woken {
-    fn note(&self, now: Duration) {
-        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX).max(1);
-        let _ = self.at.compare_exchange(0, now, Relaxed, Relaxed);
-    }
-}
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.note(self.origin.elapsed());
-        self.task.wake();
-    }
-}
-
 impl Shed {
     pub(super) fn new(metrics: Arc<Metrics>, wanted: Wanted) -> Arc<Self> {
         Arc::new(Self { origin: Instant::now(), metrics, wanted, state: Mutex::default() })
@@ -230,19 +179,10 @@ impl Shed {
 
     /// The seat of a new connection.
     pub(super) fn seat(self: &Arc<Self>) -> Arc<Seat> {
-        let woken = Arc::new(Woken { origin: self.origin, task: AtomicWaker::new(), at: AtomicU64::new(0) });
         let mut state = lock(&self.state);
         let number = state.next;
         state.next += 1;
-        let now = self.origin.elapsed();
-        let seat = Arc::new(Seat {
-            shed: self.clone(),
-            number,
-            exclusive: std::sync::atomic::AtomicBool::new(false),
-            at: Mutex::new(At { came: now, emptied: now, waits: true, asked: now, ..At::default() }),
-            waker: Waker::from(woken.clone()),
-            woken,
-        });
+        let seat = Arc::new(Seat::new(self.clone(), number, self.origin));
         state.seated.insert(number, seat.clone());
         seat
     }
@@ -253,12 +193,18 @@ impl Shed {
         if state.strained { last + state.accept_every } else { last }
     }
 
-    /// Looks at every connection: who asks no more gives up the seat, who was put off long enough is read again. `all`: everybody is.
-    pub(super) fn sweep(&self, all: bool) {
-        self.sweep_at(self.origin.elapsed(), all);
+    /// Looks at every connection: who asks no more gives up the seat, who was put off long enough is read again.
+    pub(super) fn sweep(&self) {
+        self.sweep_at(self.origin.elapsed());
     }
 
-    fn sweep_at(&self, now: Duration, all: bool) {
+    /// The listener stops: nobody is put off any more, nor refused.
+    pub(super) fn end(&self) {
+        lock(&self.state).ends = true;
+        self.sweep();
+    }
+
+    fn sweep_at(&self, now: Duration) {
         let mut state = lock(&self.state);
         self.tick(&mut state, now);
         let mut woken = Vec::new();
@@ -274,7 +220,7 @@ impl Shed {
                 left += 1;
             }
             let invited = at.put_off_until.is_some() && since.is_some_and(|since| at.emptied >= since);
-            if invited || at.put_off_until.is_some_and(|until| until <= now || all) {
+            if invited || at.put_off_until.is_some_and(|until| until <= now || state.ends) {
                 at.put_off_until = None;
                 woken.append(&mut at.wakers);
                 read_again += 1;
@@ -312,8 +258,8 @@ impl Shed {
                     figures_began: now,
                     tick_began: now,
                     wanted: (self.wanted)().unwrap_or_default(),
+                    ends: state.ends,
                     work: state.work,
-                    reserved: VecDeque::new(),
                     holders: state.holders,
                     next: state.next,
                     seated: std::mem::take(&mut state.seated),
@@ -453,170 +399,6 @@ impl State {
 
     fn is_full(&self) -> bool {
         self.seats.is_some_and(|seats| self.taken() >= seats)
-    }
-}
-
-impl Seat {
-    /// Nothing but requests comes over the connection: when it is put off, its socket is not read.
-    pub(super) fn is_exclusive(&self) {
-        self.exclusive.store(true, Relaxed);
-    }
-
-    /// What the socket is polled with, so that it is known when the task was woken.
-    pub(super) fn waker(&self, context: &Context<'_>) -> &Waker {
-        self.woken.task.register(context.waker());
-        &self.waker
-    }
-
-    /// A read found nothing.
-    pub(super) fn found_nothing(&self) {
-        self.woken.at.store(0, Relaxed);
-        lock(&self.at).waits = true;
-    }
-
-    /// So many bytes were read, and so many wait to be read.
-    pub(super) fn received(&self, read: u64, unread: u64) {
-        self.received_at(self.shed.origin.elapsed(), read, unread);
-    }
-
-    fn received_at(&self, now: Duration, read: u64, unread: u64) {
-        let mut at = lock(&self.at);
-        at.came = if at.waits {
-            let woken = Duration::from_micros(self.woken.at.load(Relaxed));
-            if woken.is_zero() { now } else { woken.min(now) }
-        } else {
-            // It came at some time since then; the first of it, which is worked on next, rather early.
-            at.emptied + now.saturating_sub(at.emptied) / 4
-        };
-        at.waits = false;
-        if unread == 0 {
-            at.emptied = now;
-        }
-        let came = (read + unread).saturating_sub(at.unread);
-        at.unread = unread;
-        drop(at);
-        let mut state = lock(&self.shed.state);
-        state.tick.read += read;
-        state.tick.came += came;
-    }
-
-    /// Whether its socket is not to be read now; then the task is woken when it is.
-    pub(super) fn is_unread(&self, context: &Context<'_>) -> bool {
-        self.exclusive.load(Relaxed) && self.poll_put_off(context).is_pending()
-    }
-
-    /// Whether its socket is not to be read now.
-    pub(super) fn is_put_off(&self) -> bool {
-        self.exclusive.load(Relaxed) && lock(&self.at).put_off_until.is_some()
-    }
-
-    /// Its socket is read again after a while in which so many bytes came.
-    pub(super) fn reads_again(&self, waiting: u64) {
-        self.reads_again_at(self.shed.origin.elapsed(), waiting);
-    }
-
-    fn reads_again_at(&self, now: Duration, waiting: u64) {
-        self.woken.at.store(0, Relaxed);
-        let mut at = lock(&self.at);
-        at.unread = waiting;
-        at.behind = waiting > 0;
-        at.closing = waiting > BACKLOG_MAX;
-        at.waits = waiting == 0;
-        if waiting == 0 {
-            at.emptied = now;
-        }
-    }
-
-    /// Whether the connection ends because it is too far behind.
-    pub(super) fn is_closing(&self) -> bool {
-        lock(&self.at).closing
-    }
-
-    fn poll_put_off(&self, context: &Context<'_>) -> Poll<()> {
-        let mut at = lock(&self.at);
-        if at.put_off_until.is_none() {
-            return Poll::Ready(());
-        }
-        if !at.wakers.iter().any(|w| w.will_wake(context.waker())) {
-            at.wakers.push(context.waker().clone());
-        }
-        Poll::Pending
-    }
-
-    /// Resolves when the connection is not put off.
-    pub(super) async fn turn(&self) {
-        std::future::poll_fn(|context| self.poll_put_off(context)).await;
-    }
-
-    /// Judges a request that is about to be worked on.
-    pub(super) fn judge(&self) -> Verdict {
-        self.judge_at(self.shed.origin.elapsed())
-    }
-
-    fn judge_at(&self, now: Duration) -> Verdict {
-        let shed = &self.shed;
-        let mut state = lock(&shed.state);
-        shed.tick(&mut state, now);
-        let mut at = lock(&self.at);
-        let age = now.saturating_sub(at.came);
-        at.asked = now;
-        state.tick.begun += 1;
-        state.tick.late += u64::from(age > LATE);
-        if !state.strained {
-            state.holders += usize::from(at.holder_since.replace(now).is_none());
-            state.tick.served += 1;
-            return Verdict::Serve;
-        }
-        let stale = age > STALE_MIN.max(ANSWERED_WITHIN.saturating_sub(state.work));
-        let full = state.is_full();
-        let over = match at.holder_since {
-            None => !state.has_seat(at.behind),
-            Some(since) => {
-                let term = SEAT_TERM + SEAT_TERM * u32::try_from(self.number % 64).unwrap_or(0) / 64;
-                stale && full || state.put_off > 0 && now.saturating_sub(since) > term
-            }
-        };
-        if over {
-            state.holders -= usize::from(at.holder_since.take().is_some());
-            state.tick.refused += 1;
-            state.put_off += 1;
-            let more = PUT_OFF_MORE * u32::try_from(self.number % 16).unwrap_or(0) / 16;
-            at.put_off_until = Some(now + PUT_OFF + more);
-            shed.metrics.shed("put_off");
-            return Verdict::Refuse { retry_after_s: (PUT_OFF + more).as_secs() + 1, close: false };
-        }
-        state.holders += usize::from(at.holder_since.is_none());
-        at.holder_since.get_or_insert(now);
-        if stale || at.closing {
-            state.tick.refused += 1;
-            shed.metrics.shed("too_old");
-            return Verdict::Refuse { retry_after_s: 1, close: at.closing };
-        }
-        state.tick.served += 1;
-        Verdict::Serve
-    }
-
-    /// The work on a request took so long.
-    pub(super) fn worked(&self, time: Duration) {
-        let mut state = lock(&self.shed.state);
-        state.work = (state.work * 63 + time.min(ANSWERED_WITHIN)) / 64;
-    }
-
-    /// The connection is gone.
-    pub(super) fn leave(&self) {
-        self.leave_at(self.shed.origin.elapsed());
-    }
-
-    fn leave_at(&self, now: Duration) {
-        let mut state = lock(&self.shed.state);
-        state.seated.remove(&self.number);
-        let mut at = lock(&self.at);
-        let held = at.holder_since.take().is_some();
-        state.holders -= usize::from(held);
-        if held && at.closing {
-            state.reserved.push_back(now + RESERVED);
-        }
-        state.put_off -= usize::from(at.put_off_until.take().is_some());
     }
 }
 

@@ -185,7 +185,7 @@ impl Model {
             }
             Event::Sweep => {
                 self.events.push(Reverse((self.now + 250_000, Event::Sweep)));
-                self.shed.sweep_at(at(self.now), false);
+                self.shed.sweep_at(at(self.now));
                 for n in 0..self.connections.len() {
                     if self.connections[n].aside && !self.connections[n].seat.is_put_off() {
                         self.wake(n);
@@ -317,7 +317,7 @@ async fn who_is_put_off_is_not_read_until_its_time_has_come() {
     client.write_all(b"2").await.unwrap();
     let early = tokio::time::timeout(Duration::from_millis(100), socket.read_u8()).await;
     assert!(early.is_err(), "{early:?} was read from a connection that is put off");
-    shed.sweep_at(shed.origin.elapsed() + Duration::from_secs(retry_after_s), false);
+    shed.sweep_at(shed.origin.elapsed() + Duration::from_secs(retry_after_s));
     let read = tokio::time::timeout(Duration::from_secs(5), socket.read_u8()).await;
     assert_eq!(read.expect("it is read again").unwrap(), b'2');
     let mut told = [0; 2];
