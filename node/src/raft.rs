@@ -37,7 +37,7 @@ mod forward;
 mod hand_over;
 mod log;
 mod members;
-mod message;
+pub(crate) mod message;
 mod peers;
 mod propose;
 mod release;

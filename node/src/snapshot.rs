@@ -272,6 +272,9 @@ impl Receiver {
             let staging = &ledger.staging;
             let mut gone = staging.gone();
             stage.check(*gone)?;
+            // What is staged begins where the ledger was, which need not be durable yet: at a start the note is followed
+            // before the raft log brings that again.
+            ledger.sync(true)?;
             stage.writer.sync()?;
             let note = Install { raft_index, place };
             // postcard cannot fail on this type: every sequence has a known length.

@@ -34,7 +34,8 @@ pub enum Lost {
 /// A message on its way. Dropped, it may still arrive.
 pub type Call = Pin<Box<dyn Future<Output = Result<Bytes, Lost>> + Send>>;
 
-/// Carries messages to peers. The network may lose, delay and repeat them; who sends bounds how long it waits.
+/// Carries messages to peers. The network may lose, delay and repeat them, but what was answered arrives no second time (over
+/// TCP nothing does that was not sent again): a refusal says for good that nothing was done. Who sends bounds how long it waits.
 pub trait Transport: Send + Sync + 'static {
     /// Sends a message, at most [`MESSAGE_BYTES_MAX`] long, and waits for the answer.
     fn call(&self, to: &Peer, message: Bytes) -> Call;

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::oneshot;
 
 use super::{Call, Lost, Peer, Transport};
 use crate::node::Node;
+use crate::raft::message::{self, Answer, WriteError};
 use crate::rt::sim::{Machine, sleep_true, spawn_outside};
 
 /// Where a message says of what kind it is, and the kind that has a snapshot installed.
@@ -27,7 +29,7 @@ pub struct Weather {
     pub slow: f64,
     /// Share of messages, and of answers, that are lost.
     pub drop: f64,
-    /// Share of messages that arrive twice.
+    /// Share of messages that arrive twice, but none after the answer that it was refused.
     pub repeat: f64,
 }
 
@@ -194,22 +196,49 @@ impl SimNetwork {
         };
         self.note(|| format!("{from}>{to}: {} bytes, kind {:?}", message.len(), message.get(KIND_AT)));
         self.state().counts.snapshots += u64::from(message.get(KIND_AT) == Some(&SNAPSHOT_INSTALL));
-        if there.repeated {
-            let (network, message) = (self.clone(), message.clone());
-            spawn_outside(async move {
-                sleep_true(again.delay * 3).await;
-                let Some((machine, node)) = network.host(to) else { return };
-                network.state().counts.repeated += 1;
-                machine.spawn(async move { node.answer(from, message).await });
-            });
-        }
-        let answered = machine.spawn(async move { node.answer(from, message).await }).await;
+        let answering = machine.spawn({
+            let message = message.clone();
+            async move { node.answer(from, message).await }
+        });
+        let answered = if there.repeated {
+            match select(Box::pin(sleep_true(again.delay * 3)), answering).await {
+                Either::Left(((), answering)) => {
+                    self.deliver_again(from, to, message);
+                    // The second one may be done meanwhile.
+                    Some(answering.await).filter(|answered| !answered.as_ref().is_ok_and(refuses))
+                }
+                Either::Right((answered, wait)) => {
+                    if !answered.as_ref().is_ok_and(refuses) {
+                        let network = self.clone();
+                        spawn_outside(async move {
+                            wait.await;
+                            network.deliver_again(from, to, message);
+                        });
+                    }
+                    Some(answered)
+                }
+            }
+        } else {
+            Some(answering.await)
+        };
         sleep_true(back.delay).await;
         if !self.passes(to, from, &back) {
             return None;
         }
-        Some(answered.map_err(|_| Lost::NoAnswer("the machine went down".into())))
+        answered.map(|answered| answered.map_err(|_| Lost::NoAnswer("the machine went down".into())))
     }
+
+    fn deliver_again(&self, from: u64, to: u64, message: Bytes) {
+        let Some((machine, node)) = self.host(to) else { return };
+        self.state().counts.repeated += 1;
+        machine.spawn(async move { node.answer(from, message).await });
+    }
+}
+
+/// Whether an answer says that writes were refused.
+fn refuses(answer: &Bytes) -> bool {
+    let refused = |write: &Result<_, _>| matches!(write, Err(WriteError::Refused(_)));
+    matches!(message::decode(answer), Ok(Answer::Write(writes)) if writes.iter().any(refused))
 }
 
 /// One message's way in one direction.

@@ -108,7 +108,10 @@ pub(super) async fn client(world: World, number: u64, seed: u64, log: Log) {
                     }
                     Answer::Got(Outcome::Refused(refusal)) => world.violated(format!("{value:x} refused: {refusal:?}")),
                     // Says nothing of a try before this one.
-                    Answer::Refused(_) => seen.refused = !doubt,
+                    Answer::Refused(why) => {
+                        world.network().note(|| format!("refused: {why}"));
+                        seen.refused = !doubt;
+                    }
                     Answer::Unknown => {
                         world.count("unknown");
                         doubt = true;
