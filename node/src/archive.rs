@@ -46,6 +46,7 @@ pub(crate) struct Archive {
     store_durable: AtomicU64,
     /// What the scrub did.
     pub(crate) scrubbed: scrub::Counters,
+    suspect: scrub::Suspect,
     /// What was found damaged at opening and could not be passed over.
     damage: Mutex<Option<String>>,
 }
@@ -183,8 +184,8 @@ impl Archive {
         };
         let tail = Tail { closed, newest, end, base, unsynced: None, dirty: false, unnamed: false };
         let (store_durable, damage) = (AtomicU64::new(store_durable), Mutex::new(None));
-        let scrubbed = scrub::Counters::default();
-        Ok(Self { location, tail: Mutex::new(tail), store_durable, scrubbed, damage })
+        let (scrubbed, suspect) = Default::default();
+        Ok(Self { location, tail: Mutex::new(tail), store_durable, scrubbed, suspect, damage })
     }
 
     fn tail(&self) -> MutexGuard<'_, Tail> {

@@ -66,7 +66,7 @@ impl Sender {
     /// The next chunk: frames, each with its length before and the salts of its values behind it. `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when archive or salt file are damaged; [`Error::Unavailable`] when the archive was mended there
+    /// [`Error::Corrupt`] when archive or salt file are damaged, the archive is mended then; [`Error::Unavailable`] when the archive was mended there
     /// since the snapshot was taken: take a newer one; [`Error::Io`].
     pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
         let (ledger, end, mut at) = (Arc::clone(&self.ledger), self.end, self.at);
@@ -74,7 +74,11 @@ impl Sender {
         let read = rt::blocking(move || {
             let mut chunk = Vec::new();
             while chunk.len() < CHUNK_BYTES {
-                let Some(frame) = reader.next()?.filter(|frame| frame.raft_index <= end.raft_index) else { break };
+                let next = reader.next();
+                if let (Err(Error::Corrupt(_)), Some(number)) = (&next, reader.segment()) {
+                    ledger.archive.suspect(number);
+                }
+                let Some(frame) = next?.filter(|frame| frame.raft_index <= end.raft_index) else { break };
                 if planted(Bug::SnapshotWithoutLastBlock) && frame.raft_index == end.raft_index {
                     at = at.after(&frame);
                     continue;

@@ -56,6 +56,11 @@ impl Reader {
         Ok(None)
     }
 
+    /// Number of the segment that it is in, or comes to next.
+    pub(crate) fn segment(&self) -> Option<u64> {
+        self.segments.front().map(|(number, _)| *number)
+    }
+
     /// Opens a segment, which must go on where the one before it ended.
     fn enter(&mut self, number: u64) -> Result<(), Error> {
         let opened = file::Reader::open(self.location.disk.as_ref(), self.location.path(number))?;

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use tokio::sync::Notify;
+
 use super::file::{Reader, Step, Writer};
 use super::{Archive, Closed, Frame, Mark, Newest};
 use crate::error::Error;
@@ -21,6 +23,14 @@ impl Counters {
     pub(crate) fn passed(&self, now_ms: u64) {
         self.passed_ms.store(now_ms, Relaxed);
     }
+}
+
+/// A segment that a reader found damaged, for the scrub to look at next.
+#[derive(Debug, Default)]
+pub(super) struct Suspect {
+    /// Its number; 0: none.
+    number: AtomicU64,
+    named: Notify,
 }
 
 /// One segment being checked, piece by piece.
@@ -114,6 +124,28 @@ impl Archive {
             _ => None,
         };
         let (number, end) = closed.or(newest)?;
+        Some(Check { number, end, from, at: None })
+    }
+
+    /// Has the scrub check a segment soon: whoever reads the archive for a peer needs it whole.
+    pub(crate) fn suspect(&self, number: u64) {
+        self.suspect.number.store(number, Relaxed);
+        self.suspect.named.notify_one();
+    }
+
+    /// Resolves when a segment was named by [`Archive::suspect`]. For one that waits.
+    pub(crate) async fn suspected(&self) {
+        self.suspect.named.notified().await;
+    }
+
+    /// The check of the segment that was named, if there is one whose beginning is known.
+    pub(crate) fn check_of_suspect(&self) -> Option<Check> {
+        let number = self.suspect.number.swap(0, Relaxed);
+        let tail = self.tail();
+        let (from, end) = match &tail.newest {
+            Newest::Open { number: newest, writer } if *newest == number => (tail.base, writer.offset),
+            _ => (tail.closed.get(&number)?.base?, u64::MAX),
+        };
         Some(Check { number, end, from, at: None })
     }
 

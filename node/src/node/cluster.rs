@@ -13,8 +13,8 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::identity::Identity;
 use crate::note::VerifierKey;
-use crate::raft::Desk;
-use crate::rt::Doing;
+use crate::raft::{Desk, refuses_writes};
+use crate::rt::{self, Doing};
 use crate::view::Member;
 
 impl Node {
@@ -61,6 +61,11 @@ impl Node {
             let desk = Desk { from, writes: inner.writes.clone(), reads: inner.peer_reads.clone(), room: self.room() };
             inner.consensus.answer(&message, &desk, |question| inner.answer_round(from, question)).await
         })
+    }
+
+    /// Whether what [`Node::answer`] gave says that writes were refused.
+    pub(crate) fn refuses_writes(answer: &Bytes) -> bool {
+        refuses_writes(answer)
     }
 
     /// The answer to a message of a node that belongs to another cluster, being of before or after a recovery; `None`: it is
@@ -148,18 +153,24 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is no member, [`Error::Invalid`] when it is the only voter, [`Error::Unavailable`] when
-    /// no such checkpoint is made in time; else as [`Node::add_learner`].
+    /// no such checkpoint is made in time; else as [`Node::add_learner`]. Goes on to its end if the caller does not wait.
     pub fn remove<'a>(&'a self, node: u64) -> Doing<'a, Result<(), Error>> {
         Box::pin(async move {
-            let members = self.members();
-            let cosigns = members.iter().any(|member| member.voter && member.node == node);
-            if cosigns && members.iter().any(|member| member.voter && member.node != node) {
-                // What an earlier leader began is known here only then.
-                self.barrier().await?;
-                self.inner.let_cosigner_go(node).await?;
-            }
-            self.inner.consensus.remove(node).await
+            let this = self.clone();
+            rt::spawn(async move { this.take_out(node).await }).await.unwrap_or(Err(Error::Unknown))
         })
+    }
+
+    async fn take_out(&self, node: u64) -> Result<(), Error> {
+        let _turn = self.inner.naming.lock().await;
+        let members = self.members();
+        let cosigns = members.iter().any(|member| member.voter && member.node == node);
+        if cosigns && members.iter().any(|member| member.voter && member.node != node) {
+            // What an earlier leader began is known here only then.
+            self.barrier().await?;
+            self.inner.let_cosigner_go(node).await?;
+        }
+        self.inner.consensus.remove(node).await
     }
 
     /// Hands the lead to another voter: `to`, or whichever is best off; says to which. Writes wait meanwhile, reads go on.

@@ -249,6 +249,7 @@ impl Inner {
     /// Has the policy name the voters: those that it is to name, whose cosigning key the ledger knows. One step at a time, each
     /// handed over before the next.
     async fn align_cosigners(&self) -> Result<(), Error> {
+        let Ok(_turn) = self.naming.try_lock() else { return Ok(()) };
         let Some(voters) = self.consensus.settled_voters() else { return Ok(()) };
         let Some(in_force) = self.ledger.in_force(self.ledger.newest().size)? else { return Ok(()) };
         if in_force.hands_over().is_some() || !self.consensus.leads() {

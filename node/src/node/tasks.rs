@@ -199,15 +199,23 @@ pub(super) async fn maintain(node: Arc<Inner>) {
     }
 }
 
-/// Reads the archive again, a pass a day, and has what is damaged made again from the store.
+/// Reads the archive again, a pass a day, and has what is damaged made again from the store; at once what somebody found so.
 pub(super) async fn scrub(node: Arc<Inner>) {
-    rt::sleep(SCRUB_DELAY).await;
+    let ledger = &node.ledger;
+    let mut next_pass = rt::instant() + SCRUB_DELAY;
     loop {
-        match scrub_pass(&node.ledger).await {
-            Ok(()) => node.ledger.archive.scrubbed.passed(rt::now_ms()),
-            Err(error) => tracing::error!(%error, "the archive could not be read again; the next pass tries once more"),
+        let wait = next_pass.saturating_duration_since(rt::instant());
+        let done = match rt::timeout(wait, ledger.archive.suspected()).await {
+            Ok(()) => scrub_suspect(ledger).await,
+            Err(_) => {
+                let passed = scrub_pass(ledger).await;
+                next_pass = rt::instant() + SCRUB_INTERVAL;
+                passed.map(|()| ledger.archive.scrubbed.passed(rt::now_ms()))
+            }
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "the archive could not be read again; the next pass tries once more");
         }
-        rt::sleep(SCRUB_INTERVAL).await;
     }
 }
 
@@ -217,8 +225,17 @@ async fn scrub_pass(ledger: &Arc<Ledger>) -> Result<(), Error> {
     while let Some(check) = ledger.archive.check_after(after, from) {
         after = check.number;
         from = scrub_segment(ledger, check).await?;
+        scrub_suspect(ledger).await?;
     }
     Ok(())
+}
+
+/// Checks the segment that was found damaged, if there is one.
+async fn scrub_suspect(ledger: &Arc<Ledger>) -> Result<(), Error> {
+    match ledger.archive.check_of_suspect() {
+        Some(check) => scrub_segment(ledger, check).await.map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Checks one segment, and mends it if need be; returns how far the ledger is after it.

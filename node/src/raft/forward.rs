@@ -8,6 +8,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::Raft;
 use openraft::ServerState;
 use openraft::error::{CheckIsLeaderError, RaftError};
@@ -15,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::TypeConfig;
 use super::core::Core;
-use super::message::{Answer, Refused, Request, WriteError};
+use super::message::{self, Answer, Refused, Request, WriteError};
 use super::peers::peer;
 use super::propose::{Failure, Job, Proposer, ReadJob};
 use crate::command::{Outcome, ProposalId, WriteCommand};
@@ -264,6 +265,12 @@ impl Desk {
             Err(_) => unavailable("the leader is stopping"),
         }
     }
+}
+
+/// Whether an answer says that writes were refused.
+pub(crate) fn refuses_writes(answer: &Bytes) -> bool {
+    let refused = |write: &Result<_, _>| matches!(write, Err(WriteError::Refused(_)));
+    matches!(message::decode(answer), Ok(Answer::Write(writes)) if writes.iter().any(refused))
 }
 
 impl From<Failure> for WriteError {

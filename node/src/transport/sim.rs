@@ -13,7 +13,6 @@ use tokio::sync::oneshot;
 
 use super::{Call, Lost, Peer, Transport};
 use crate::node::Node;
-use crate::raft::message::{self, Answer, WriteError};
 use crate::rt::sim::{Machine, sleep_true, spawn_outside};
 
 /// Where a message says of what kind it is, and the kind that has a snapshot installed.
@@ -205,10 +204,10 @@ impl SimNetwork {
                 Either::Left(((), answering)) => {
                     self.deliver_again(from, to, message);
                     // The second one may be done meanwhile.
-                    Some(answering.await).filter(|answered| !answered.as_ref().is_ok_and(refuses))
+                    Some(answering.await).filter(|answered| !answered.as_ref().is_ok_and(Node::refuses_writes))
                 }
                 Either::Right((answered, wait)) => {
-                    if !answered.as_ref().is_ok_and(refuses) {
+                    if !answered.as_ref().is_ok_and(Node::refuses_writes) {
                         let network = self.clone();
                         spawn_outside(async move {
                             wait.await;
@@ -233,12 +232,6 @@ impl SimNetwork {
         self.state().counts.repeated += 1;
         machine.spawn(async move { node.answer(from, message).await });
     }
-}
-
-/// Whether an answer says that writes were refused.
-fn refuses(answer: &Bytes) -> bool {
-    let refused = |write: &Result<_, _>| matches!(write, Err(WriteError::Refused(_)));
-    matches!(message::decode(answer), Ok(Answer::Write(writes)) if writes.iter().any(refused))
 }
 
 /// One message's way in one direction.

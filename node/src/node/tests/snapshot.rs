@@ -305,3 +305,27 @@ fn a_receiver_that_crashes_at_any_durable_operation_has_all_of_the_snapshot_or_n
         node.stop().await;
     });
 }
+
+/// Who sends finds the damage long before the scrub would come to it: the peer must not wait for that.
+#[test]
+fn an_archive_that_a_snapshot_finds_damaged_is_mended_at_once() {
+    const SEED: u64 = 25;
+    let (machine, peer) = (Machine::new(SEED), Peer::new(SEED));
+    let mut serial = 0;
+    simulate(SEED, async {
+        let node = machine.start().await.unwrap();
+        let leader = Arc::clone(&node.inner.ledger);
+        history(&node, &mut StdRng::seed_from_u64(SEED), &mut serial).await;
+        let taken = end(&leader);
+        let segment = Config::new(DATA).data.join("archive/0000000000000001.archive");
+        assert!(machine.disk.flip_bit(&segment, 8 * 20_000), "{} is shorter", segment.display());
+        let follower = peer.open().unwrap();
+        let refused = transfer(&leader, &follower, taken.clone()).await;
+        assert!(matches!(refused, Err(Error::Corrupt(_))), "a damaged archive gives {refused:?}");
+        rt::sleep(Duration::from_secs(1)).await;
+        transfer(&leader, &follower, end(&leader)).await.expect("the archive was made again from the store");
+        assert_eq!(chain_of(&leader), chain_of(&follower));
+        assert_eq!(leader.archive.status().repaired_segments, 1);
+        node.stop().await;
+    });
+}

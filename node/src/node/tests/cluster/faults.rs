@@ -124,7 +124,11 @@ pub(super) async fn faults(world: World, changes: bool) {
                 let changing = world.clone();
                 let grows = ids.len() < 5 && (ids.len() <= 3 || world.chance(0.5));
                 let change = spawn_outside(async move {
-                    if grows { changing.try_to_grow().await } else { changing.try_to_shrink().await }
+                    if grows {
+                        changing.try_to_grow().await;
+                    } else {
+                        changing.try_to_shrink().await;
+                    }
                 });
                 if world.chance(0.5) {
                     wait(1..500).await;

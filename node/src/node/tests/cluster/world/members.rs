@@ -50,12 +50,12 @@ impl World {
         Node::cosigner_of(&disk, &config().data).unwrap()
     }
 
-    /// Brings a spare machine in, as far as the faults let it.
-    pub(crate) async fn try_to_grow(&self) {
+    /// Brings a spare machine in, as far as the faults let it; says whether it votes.
+    pub(crate) async fn try_to_grow(&self) -> bool {
         let used = |id: &u64| !self.disk(*id).files().is_empty();
-        let Some(id) = self.0.hosts.keys().copied().find(|id| !used(id)) else { return };
+        let Some(id) = self.0.hosts.keys().copied().find(|id| !used(id)) else { return false };
         let Some(Ok(admission)) = self.on(self.any(), move |node| async move { node.admission(id) }).await else {
-            return;
+            return false;
         };
         let disk: Arc<dyn Disk> = Arc::new(self.disk(id));
         Node::join(&disk, &config(), &format!("node{id}"), &admission).unwrap();
@@ -66,9 +66,11 @@ impl World {
             let (address, cosigner) = (address.clone(), cosigner.clone());
             async move { node.add_learner(id, &address, &cosigner).await }
         });
-        if taken_in.await && self.try_to_lead(|node| async move { node.promote(id).await }).await {
+        let added = taken_in.await && self.try_to_lead(|node| async move { node.promote(id).await }).await;
+        if added {
             self.count("member added");
         }
+        added
     }
 
     /// Takes a member out, as far as the faults let it.
@@ -111,8 +113,10 @@ impl World {
         }
         lock(&self.0.state).active.remove(&id);
         self.count("damaged node removed");
-        self.note_damage(None);
-        self.try_to_grow().await;
+        // As long as nobody has taken its place, others have to do.
+        if self.try_to_grow().await {
+            self.note_damage(None);
+        }
         Ok(())
     }
 
