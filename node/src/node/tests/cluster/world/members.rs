@@ -113,11 +113,28 @@ impl World {
         }
         lock(&self.0.state).active.remove(&id);
         self.count("damaged node removed");
-        // As long as nobody has taken its place, others have to do.
-        if self.try_to_grow().await {
+        // Until another has taken its place, in the policy too, no further node can be spared.
+        if self.try_to_grow().await && self.policy_settles().await {
             self.note_damage(None);
         }
         Ok(())
+    }
+
+    /// Whether the policy comes to name all voters, and is handed over, before faults get in the way.
+    async fn policy_settles(&self) -> bool {
+        for _ in 0..20 {
+            let settled = self.leader().and_then(|leader| self.node(leader)).is_some_and(|(_, node)| {
+                let ledger = &node.inner.ledger;
+                let in_force = ledger.in_force(ledger.newest().size).ok().flatten();
+                let voters = node.members().iter().filter(|member| member.voter).count();
+                in_force.is_some_and(|keys| keys.hands_over().is_none() && keys.cosigners.len() == voters)
+            });
+            if settled {
+                return true;
+            }
+            sleep_true(Duration::from_millis(100)).await;
+        }
+        false
     }
 
     /// A node that is no member any more is switched off, or runs on and must disturb nobody.
