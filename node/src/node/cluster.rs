@@ -153,7 +153,8 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is no member, [`Error::Invalid`] when it is the only voter, [`Error::Unavailable`] when
-    /// no such checkpoint is made in time; else as [`Node::add_learner`]. Goes on to its end if the caller does not wait.
+    /// no majority of those that stay answers, or no such checkpoint is made in time; else as [`Node::add_learner`]. Goes on
+    /// to its end if the caller does not wait.
     pub fn remove<'a>(&'a self, node: u64) -> Doing<'a, Result<(), Error>> {
         Box::pin(async move {
             let this = self.clone();
@@ -168,6 +169,7 @@ impl Node {
         if cosigns && members.iter().any(|member| member.voter && member.node != node) {
             // What an earlier leader began is known here only then.
             self.barrier().await?;
+            self.inner.consensus.may_remove(node)?;
             self.inner.let_cosigner_go(node).await?;
         }
         self.inner.consensus.remove(node).await

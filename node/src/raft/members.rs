@@ -1,6 +1,7 @@
 //! Who belongs to the cluster, and how that changes. Each change is an entry of the raft log, and so a block.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers, ServerState};
@@ -13,6 +14,9 @@ use crate::view::Member;
 
 /// A learner that lags so many raft entries behind, or fewer, can become a voter.
 const PROMOTION_LAG_MAX: u64 = 1_000;
+
+/// Who answered this node within this time is there.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 impl Consensus {
     /// The members as this node knows them, by id.
@@ -80,6 +84,26 @@ impl Consensus {
             )));
         }
         self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node])), true).await
+    }
+
+    /// Refuses a removal of a voter that leaves others of whom no majority answers: they could commit nothing any more, and meet
+    /// no policy.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(crate) fn may_remove(&self, node: u64) -> Result<(), Error> {
+        let members = self.members();
+        let stay: Vec<u64> = members.iter().filter(|m| m.voter && m.node != node).map(|m| m.node).collect();
+        let answers = |id: &&u64| **id == self.core.node() || self.standing().answers(**id, ANSWERED_WITHIN);
+        let up = stay.iter().filter(answers).count();
+        if !stay.is_empty() && up <= stay.len() / 2 {
+            return Err(Error::Unavailable(format!(
+                "of the {} voters that stay without node {node} only {up} answer, which is no majority: the member stays; remove \
+                 or replace those that are gone first",
+                stay.len()
+            )));
+        }
+        Ok(())
     }
 
     /// Takes a member out, voter or learner.

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use super::super::*;
+use super::elections;
 use super::world::World;
 use crate::rt::sim::{sleep_true, spawn_outside};
 use crate::view::Opening;
@@ -214,5 +215,22 @@ fn a_member_that_was_away_is_brought_up_by_a_snapshot_and_an_erase_holds_everywh
                 assert!(erased, "node {id}: {:?}", record.openings[0].1);
             }
         }
+    });
+}
+
+/// Two voters of whom one is dead could neither commit nor meet their policy.
+#[test]
+fn a_voter_stays_when_no_majority_of_the_others_answers() {
+    elections::cluster(57, |world| async move {
+        let leader = world.wait_for_leader().await;
+        let others: Vec<u64> = world.ids().into_iter().filter(|id| *id != leader).collect();
+        let (dead, whole) = (others[0], others[1]);
+        world.crash(dead);
+        sleep_true(Duration::from_secs(3)).await;
+        let refused = world.on(leader, move |node| async move { node.remove(whole).await }).await.unwrap();
+        assert!(matches!(&refused, Err(Error::Unavailable(why)) if why.contains("only 1 answer")), "{refused:?}");
+        world.lead("removing the dead one", move |node| async move { node.remove(dead).await }).await;
+        world.retire(dead);
+        world.lead("removing the whole one", move |node| async move { node.remove(whole).await }).await;
     });
 }
