@@ -66,8 +66,8 @@ impl Sender {
     /// The next chunk: frames, each with its length before and the salts of its values behind it. `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when archive or salt file are damaged, the archive is mended then; [`Error::Unavailable`] when the archive was mended there
-    /// since the snapshot was taken: take a newer one; [`Error::Io`].
+    /// [`Error::Corrupt`] when archive or salt file are damaged, the archive is mended then; [`Error::Unavailable`] when it was
+    /// mended where the snapshot ends: take a newer one; [`Error::Io`].
     pub(crate) async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
         let (ledger, end, mut at) = (Arc::clone(&self.ledger), self.end, self.at);
         let mut reader = self.reader.take().unwrap_or_else(|| Box::new(ledger.archive.read_from(&at)));
