@@ -154,18 +154,31 @@ impl Ledger {
             version.revision
         };
         let mut keys = self.keys_changed(revision)?;
-        let kept = self.map.get(&key_hash(&log_key::checkpoint_key(revision - 1)))?;
-        if kept.is_none_or(|kept| kept.revision >= size) {
-            let line = entries::one(&self.rows, revision)?.line;
-            let before = previous_of(&line, log_key::KEY).map_err(|e| damaged_entry(revision, &e))?;
-            let before = match before {
-                Some(before) => Some(self.keys_changed(before)?),
-                None => self.first_keys()?,
-            };
+        if !self.is_handed_over(revision, size)? {
+            let before = self.keys_before(revision, size)?;
             keys.waits = true;
             keys.before = before.filter(|before| before.log.name() == keys.log.name()).map(Box::new);
         }
         Ok(Some(keys))
+    }
+
+    /// Whether the hand-over checkpoint of the change of the revision `row` of [`log_key::KEY`] is kept in a log of `size` entries.
+    fn is_handed_over(&self, row: u64, size: u64) -> Result<bool, Error> {
+        let kept = self.map.get(&key_hash(&log_key::checkpoint_key(row.saturating_sub(1))))?;
+        Ok(kept.is_some_and(|kept| kept.revision < size))
+    }
+
+    /// The keys that were handed over last before the change of the revision `row` of [`log_key::KEY`]: one that was replaced before
+    /// its hand-over never counted alone.
+    fn keys_before(&self, mut row: u64, size: u64) -> Result<Option<InForce>, Error> {
+        loop {
+            let line = entries::one(&self.rows, row)?.line;
+            match previous_of(&line, log_key::KEY).map_err(|e| damaged_entry(row, &e))? {
+                None => return self.first_keys(),
+                Some(before) if self.is_handed_over(before, size)? => return self.keys_changed(before).map(Some),
+                Some(before) => row = before,
+            }
+        }
     }
 
     /// The keys of the change that the revision `row` of [`log_key::KEY`] follows.

@@ -7,7 +7,9 @@
 //! 2. The block with the `cosigners` entry that names it, and the system key [`KEY`], whose value is its verifier key.
 //! 3. The *hand-over checkpoint*, the first to cover that entry: both keys sign it, and it meets the policies before and
 //!    after. It is kept as the value of [`checkpoint_key`], since the receipt of the entry must stand on it for ever. No
-//!    other change is taken before it is there.
+//!    other change is taken before it is there, but for one: when a cosigner that the change names is taken out of the
+//!    cluster, being dead, a change without it takes its place ([`waits`]), and must meet the policy before the one that was
+//!    never handed over.
 //! 4. `node.json` names the new key, the old one's file is destroyed, the new one's takes its name.
 //!
 //! With peers, every voter keeps the key file of 1: the leader sends it to them over the transport, which is theirs alone, and
@@ -76,11 +78,16 @@ impl NewKeys {
     }
 }
 
-/// The write that keeps a hand-over checkpoint. Refused when one is kept already.
+/// The write that keeps a hand-over checkpoint. Refused when one is kept already, and when another change has taken the place
+/// of the one at `index`.
 pub(crate) fn keep(author: &str, index: u64, checkpoint: &str) -> Write {
-    let key = checkpoint_key(index);
-    let requirements = vec![Requirement { key: key.clone(), revision: None }];
-    put(author, key, checkpoint.to_owned(), requirements)
+    put(author, checkpoint_key(index), checkpoint.to_owned(), waits(index))
+}
+
+/// Holds while the change of keys at `index` is the newest and waits for its hand-over checkpoint.
+pub(crate) fn waits(index: u64) -> Vec<Requirement> {
+    let newest = Requirement { key: key(), revision: Some(index + 1) };
+    vec![newest, Requirement { key: checkpoint_key(index), revision: None }]
 }
 
 /// The newest change of keys.
@@ -137,7 +144,7 @@ impl Ledger {
     }
 
     /// Indexes of the changes of the log key, oldest first, of which at most `limit` newest. One that was never handed over, since
-    /// a recovery came instead, is not followed and not among them.
+    /// a recovery or another change came instead, is not followed and not among them.
     pub(crate) fn log_changes(&self, limit: usize) -> Result<Vec<u64>, Error> {
         let page = self.history(&key(), None, limit)?;
         let mut changes = Vec::with_capacity(page.versions.len());

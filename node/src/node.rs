@@ -118,9 +118,9 @@ struct Inner {
     begun: AtomicBool,
     /// Rotations of the log key, one at a time.
     rotating: tokio::sync::Mutex<()>,
-    /// Held by who changes which voters the policy names, and during a removal: else a leader that removes itself, and has its
-    /// key as long as it is there, would be named again before it is gone.
-    naming: tokio::sync::Mutex<()>,
+    /// Held by who has the policy name the voters, and shared by removals: else a leader that removes itself, and has its key as
+    /// long as it is there, would be named again before it is gone. One removal may wait for another.
+    naming: tokio::sync::RwLock<()>,
     free_bytes: AtomicU64,
     stopping: watch::Sender<bool>,
     /// Set when a part failed for good; the daemon must end and be started again.
@@ -212,7 +212,7 @@ impl Node {
             pings,
             begun,
             rotating: tokio::sync::Mutex::new(()),
-            naming: tokio::sync::Mutex::new(()),
+            naming: tokio::sync::RwLock::new(()),
         });
         inner.begin().await?;
         inner.look_at_space();

@@ -131,14 +131,21 @@ impl Peers {
 
     /// Makes the members what the ledger says, one change after the other, while this node leads.
     async fn settle(&self, node: &Node) {
+        // A removal that did not come to its end: perhaps that of another has to come first.
+        let mut stuck = None;
         loop {
             rt::sleep(SETTLE_INTERVAL).await;
             if !self.is_open() || node.status().role != "leader" {
                 continue;
             }
             let Ok(rows) = NODES.all(node).await else { continue };
-            let Some(change) = self.next_change(&rows, &node.members()) else { continue };
-            match change.make(node).await {
+            let Some(change) = self.next_change(&rows, &node.members(), stuck) else { continue };
+            let made = change.make(node).await;
+            stuck = match change {
+                Change::Remove(id) if made.is_err() => Some(id),
+                _ => None,
+            };
+            match made {
                 Ok(()) => tracing::info!(change = ?change, "the members of the cluster changed"),
                 // It is not there yet, or another change is under way.
                 Err(error @ (Error::Unavailable(_) | Error::NotLeader { .. })) => {
@@ -154,8 +161,8 @@ impl Peers {
     }
 
     /// What is to be done first to make the members what the rows say. Nobody is taken in, or promoted, who is not there.
-    fn next_change(&self, rows: &[Stored<NodeRow>], members: &[Member]) -> Option<Change> {
-        next_change(rows, members, |node| {
+    fn next_change(&self, rows: &[Stored<NodeRow>], members: &[Member], stuck: Option<u64>) -> Option<Change> {
+        next_change(rows, members, stuck, |node| {
             let known = self.0.book.known(node);
             known.report.as_ref().filter(|_| known.is_live()).map(|(report, _)| report.cosigner.clone())
         })
@@ -285,10 +292,12 @@ impl Change {
     }
 }
 
-/// `cosigner`: the verifier key of the cosignatures of a node that is there.
+/// `stuck`: the node whose removal was tried last, in vain; others that are to go get their turn before it. `cosigner`: the
+/// verifier key of the cosignatures of a node that is there.
 fn next_change(
     rows: &[Stored<NodeRow>],
     members: &[Member],
+    stuck: Option<u64>,
     cosigner: impl Fn(u64) -> Option<String>,
 ) -> Option<Change> {
     let member = |id: u64| members.iter().find(|member| member.node == id);
@@ -298,8 +307,10 @@ fn next_change(
         return Some(Change::Address(stored.node(), stored.row.address.clone()));
     }
     let gone: BTreeSet<u64> = rows.iter().filter(|s| !s.row.is_current()).map(Stored::node).collect();
-    if let Some(member) = members.iter().find(|member| gone.contains(&member.node)) {
-        return Some(Change::Remove(member.node));
+    let mut goes = members.iter().map(|member| member.node).filter(|node| gone.contains(node));
+    if let Some(first) = goes.next() {
+        let turn = stuck.and_then(|stuck| std::iter::once(first).chain(goes).find(|node| *node > stuck));
+        return Some(Change::Remove(turn.unwrap_or(first)));
     }
     let mut comes = current().filter(|s| member(s.node()).is_none());
     let comes = comes.find_map(|s| Some(Change::Admit(s.node(), s.row.address.clone(), cosigner(s.node())?)));
@@ -330,18 +341,27 @@ mod tests {
     fn members_become_what_the_ledger_says() {
         let rows = [row(1, true, false), row(2, true, false), row(3, false, false), row(4, true, true)];
         let there = |id: u64| Some(format!("key-{id}"));
-        let next = |members: &[Member]| next_change(&rows, members, there);
+        let next = |members: &[Member]| next_change(&rows, members, None, there);
         let first = Member { address: String::new(), ..member(1, true) };
         assert_eq!(next(&[first]), Some(Change::Address(1, "box-1:8444".into())), "others must reach the first");
         let admit = |id: u64| Some(Change::Admit(id, format!("box-{id}:8444"), format!("key-{id}")));
         assert_eq!(next(&[member(1, true)]), admit(2));
         assert_eq!(next(&[member(1, true), member(2, false)]), admit(3));
         let without_2 = |id: u64| there(id).filter(|_| id != 2);
-        assert_eq!(next_change(&rows, &[member(1, true)], without_2), admit(3), "who is not there holds up nobody");
+        assert_eq!(
+            next_change(&rows, &[member(1, true)], None, without_2),
+            admit(3),
+            "who is not there holds up nobody"
+        );
         let all = [member(1, true), member(2, false), member(3, false), member(4, true)];
         assert_eq!(next(&all), Some(Change::Remove(4)), "what was removed goes");
         assert_eq!(next(&all[..3]), Some(Change::Promote(2)), "one that is to vote");
-        assert_eq!(next_change(&rows, &all[..3], |_| None), None, "not before it is there");
+        assert_eq!(next_change(&rows, &all[..3], None, |_| None), None, "not before it is there");
         assert_eq!(next(&[member(1, true), member(2, true), member(3, false)]), None, "a learner stays one");
+        let two = [row(1, true, true), row(2, true, false), row(3, true, true)];
+        let all = [member(1, true), member(2, true), member(3, true)];
+        for (stuck, turn) in [(None, 1), (Some(1), 3), (Some(3), 1)] {
+            assert_eq!(next_change(&two, &all, stuck, there), Some(Change::Remove(turn)), "{stuck:?} could not go");
+        }
     }
 }

@@ -163,7 +163,7 @@ impl Node {
     }
 
     async fn take_out(&self, node: u64) -> Result<(), Error> {
-        let _turn = self.inner.naming.lock().await;
+        let _turn = self.inner.naming.read().await;
         let members = self.members();
         let cosigns = members.iter().any(|member| member.voter && member.node == node);
         if cosigns && members.iter().any(|member| member.voter && member.node != node) {

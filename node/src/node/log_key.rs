@@ -71,9 +71,11 @@ impl Inner {
     /// Keeps the hand-over checkpoint in the ledger, then destroys the log key before the change at `index`, if that
     /// brought another, `log`.
     pub(super) async fn hand_over(&self, index: u64, log: &str, checkpoint: &str) -> Result<(), Error> {
-        // A refusal: one is kept already, and signed by the same two keys.
-        let (Outcome::Committed(_) | Outcome::Refused(_)) =
-            self.proposer.write(log_key::keep(&self.identity.name, index, checkpoint)).await?;
+        let kept = self.proposer.write(log_key::keep(&self.identity.name, index, checkpoint)).await?;
+        // Refused: one is kept already, and signed by the same two keys, or another change came instead.
+        if matches!(kept, Outcome::Refused(_)) && self.ledger.handover(index)?.is_none() {
+            return Err(Error::Unavailable(format!("another change took the place of the one at entry {index}")));
+        }
         let log = log.to_owned();
         self.with_notary(move |notary| notary.keys().take_next(&log)).await
     }

@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Inner;
-use crate::command::{Key, Operation, Outcome};
+use crate::command::{Key, Operation, Outcome, Requirement};
 use crate::cosign::{Examined, Published, Round, Shown};
-use crate::cosigners;
+use crate::cosigners::{self, InForce};
 use crate::error::Error;
-use crate::log_key::NewKeys;
+use crate::log_key::{self, NewKeys};
 use crate::merkle::Hash;
 use crate::note::VerifierKey;
 use crate::raft::{Question, Reply};
@@ -30,6 +30,9 @@ const ANSWER_WAIT: Duration = Duration::from_secs(2);
 const QUIET_MAX: Duration = Duration::from_millis(250);
 /// How long a member that is to go stays for the checkpoint that lets its cosigning key go.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(10);
+/// How long a change of the policy that names a member that is to go may wait for its hand-over before one without the member
+/// takes its place: longer than a round of those that are up.
+const REPLACE_WAIT: Duration = Duration::from_secs(2);
 /// How often that is looked for.
 const HAND_OVER_LOOK: Duration = Duration::from_millis(20);
 
@@ -249,7 +252,7 @@ impl Inner {
     /// Has the policy name the voters: those that it is to name, whose cosigning key the ledger knows. One step at a time, each
     /// handed over before the next.
     async fn align_cosigners(&self) -> Result<(), Error> {
-        let Ok(_turn) = self.naming.try_lock() else { return Ok(()) };
+        let Ok(_turn) = self.naming.try_write() else { return Ok(()) };
         let Some(voters) = self.consensus.settled_voters() else { return Ok(()) };
         let Some(in_force) = self.ledger.in_force(self.ledger.newest().size)? else { return Ok(()) };
         if in_force.hands_over().is_some() || !self.consensus.leads() {
@@ -262,7 +265,8 @@ impl Inner {
         if wanted.is_empty() || same(&wanted, &in_force.cosigners) {
             return Ok(());
         }
-        self.change_cosigners(&in_force.log, &wanted, Vec::new()).await
+        let requirements = self.ledger.requirements_of_change()?;
+        self.change_cosigners(&in_force.log, &wanted, requirements, Vec::new()).await
     }
 
     /// Proposes that these nodes cosign from now on.
@@ -270,9 +274,9 @@ impl Inner {
         &self,
         log: &VerifierKey,
         cosigners: &[VerifierKey],
+        requirements: Vec<Requirement>,
         mut operations: Vec<Operation>,
     ) -> Result<(), Error> {
-        let requirements = self.ledger.requirements_of_change()?;
         let (own, key) = (self.identity.node, self.notary.keys().cosigner());
         if self.ledger.cosigner(own)?.is_none() && cosigners.contains(key) {
             operations.push(cosigners::put_row(own, key));
@@ -294,33 +298,54 @@ impl Inner {
     pub(super) async fn let_cosigner_go(&self, gone: u64) -> Result<(), Error> {
         self.consensus.must_lead()?;
         let deadline = rt::instant() + HAND_OVER_WAIT;
-        let mut last = None;
+        let (mut last, mut waiting, mut since) = (None, None, rt::instant());
         while rt::instant() < deadline {
             let Some(in_force) = self.ledger.in_force(self.ledger.newest().size)? else { return Ok(()) };
             // Its key may be forgotten by a change that an earlier leader began, and that is not handed over without the node.
             let key = self.cosigner_of_member(gone)?.filter(|key| in_force.cosigners.contains(key));
-            match (in_force.hands_over(), key) {
-                (None, None) => return Ok(()),
-                (None, Some(key)) => {
-                    let stay: Vec<_> = in_force.cosigners.iter().filter(|other| **other != key).cloned().collect();
-                    let forget = match self.ledger.cosigner(gone)? {
-                        Some(_) => vec![Operation::Delete { key: cosigners::row_key(gone) }],
-                        None => Vec::new(),
-                    };
-                    match self.change_cosigners(&in_force.log, &stay, forget).await {
+            let waits = in_force.hands_over();
+            if waits != waiting {
+                (waiting, since) = (waits, rt::instant());
+            }
+            let replaced = waits.filter(|_| in_force.before.is_some() && since.elapsed() >= REPLACE_WAIT);
+            match key {
+                None if waits.is_none() => return Ok(()),
+                Some(key) if waits.is_none() || replaced.is_some() => {
+                    match self.name_without(gone, &key, &in_force, replaced).await {
                         Err(error @ Error::NotLeader { .. }) => return Err(error),
                         changed => last = changed.err(),
                     }
                 }
-                (Some(_), _) => {}
+                _ => {}
             }
             rt::sleep(HAND_OVER_LOOK).await;
         }
         let last = last.map(|error| format!(" ({error})")).unwrap_or_default();
         Err(Error::Unavailable(format!(
             "the policy still asks for node {gone}: no checkpoint that meets it without that node was made in time{last}; the \
-             member stays, try again when a majority of the cosigners is up"
+             member stays, try again when a majority of the cosigners is up, or take out one first that is dead"
         )))
+    }
+
+    /// Proposes that a member's key counts no more. `replaced`: the change that waits for its hand-over, and that this is to
+    /// take the place of.
+    async fn name_without(
+        &self,
+        gone: u64,
+        key: &VerifierKey,
+        in_force: &InForce,
+        replaced: Option<u64>,
+    ) -> Result<(), Error> {
+        let requirements = match replaced {
+            Some(change) => log_key::waits(change),
+            None => self.ledger.requirements_of_change()?,
+        };
+        let stay: Vec<_> = in_force.cosigners.iter().filter(|other| *other != key).cloned().collect();
+        let forget = match self.ledger.cosigner(gone)? {
+            Some(_) => vec![Operation::Delete { key: cosigners::row_key(gone) }],
+            None => Vec::new(),
+        };
+        self.change_cosigners(&in_force.log, &stay, requirements, forget).await
     }
 }
 

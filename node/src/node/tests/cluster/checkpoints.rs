@@ -91,11 +91,15 @@ impl Watched {
             for text in served.get(&size).into_iter().flatten() {
                 let note = Note::parse(text).map_err(|e| e.to_string())?;
                 let handed_over = |change: &Keys| kept.contains(&format!("~log-key/checkpoints/{}", change.index));
-                let in_force = match keys.as_slice() {
-                    [.., before, newest] if !handed_over(newest) => vec![before, newest],
-                    [.., newest] => vec![newest],
-                    [] => return Err(format!("a checkpoint of {size} entries, before any key is named")),
+                let Some((newest, earlier)) = keys.split_last() else {
+                    return Err(format!("a checkpoint of {size} entries, before any key is named"));
                 };
+                let mut in_force = vec![newest];
+                if !handed_over(newest) {
+                    // One that was replaced before its hand-over counts no more.
+                    let first = earlier.first();
+                    in_force.extend(earlier.iter().rev().find(|keys| handed_over(keys)).or(first));
+                }
                 if let Some(unmet) = in_force.iter().find(|keys| !keys.meet(&note)) {
                     return Err(format!("served, and short of what entry {} asks for: {text}", unmet.index));
                 }

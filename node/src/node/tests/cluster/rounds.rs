@@ -150,6 +150,41 @@ fn the_policy_follows_the_voters_as_they_come_and_go() {
     });
 }
 
+/// A voter dies just before another is to be removed: the policy of the two that would stay needs the dead one. Taking that one out
+/// replaces the change, which is followed by nobody.
+#[test]
+fn a_change_of_the_policy_that_needs_a_dead_node_is_replaced_when_that_is_taken_out() {
+    const SEED: u64 = 44;
+    simulate(SEED, async {
+        let world = World::new(SEED, 3);
+        world.found_cluster().await;
+        settled(&world, 3).await;
+        let leader = world.wait_for_leader().await;
+        let others: Vec<u64> = world.ids().into_iter().filter(|id| *id != leader).collect();
+        let (dead, whole) = (others[0], others[1]);
+        world.crash(dead);
+        let remove = move |gone: u64| move |node: Node| async move { node.remove(gone).await };
+        let stuck = world.on(leader, remove(whole)).await.unwrap();
+        assert!(matches!(&stuck, Err(Error::Unavailable(why)) if why.contains("still asks for")), "{stuck:?}");
+        let in_force = |id: u64| {
+            let ledger = node(&world, id).inner.ledger.clone();
+            ledger.in_force(ledger.newest().size).unwrap().unwrap()
+        };
+        let waits = in_force(leader).hands_over().expect("the change to the two that stay waits");
+        world.lead("taking out the dead node", remove(dead)).await;
+        world.retire(dead);
+        let leader = world.wait_for_leader().await;
+        let changes = node(&world, leader).log_key_changes().await.unwrap();
+        assert!(!changes.contains(&waits), "a change that was replaced is not followed: {waits} in {changes:?}");
+        assert_eq!(in_force(leader).hands_over(), None);
+        followed(&node(&world, leader)).await;
+        world.lead("taking out the whole node", remove(whole)).await;
+        world.retire(whole);
+        settled(&world, 1).await;
+        followed(&node(&world, world.ids()[0])).await;
+    });
+}
+
 /// Waits until the policy is settled and every node holds the log key that the log names.
 async fn rotated(world: &World) -> String {
     settled(world, 3).await;
