@@ -283,13 +283,12 @@ async fn answer(
         (_, Ok(()), Some(response)) => Answer { response, route: "-", actor: None },
         (_, Ok(()), None) => {
             let patience = body.patience();
+            let _working = seat.works();
             let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
-            let answer = match patience.wait(reply.answer).await {
+            match patience.wait(reply.answer).await {
                 Some(answer) => answer,
                 None => Answer { route: reply.route, ..Answer::refused(Problem::deadline(patience.time()), &id) },
-            };
-            seat.worked(begun.elapsed());
-            answer
+            }
         }
     };
     coding::apply(&mut outcome.response, coding);

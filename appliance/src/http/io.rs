@@ -66,7 +66,7 @@ impl AsyncRead for Socket {
         let (room, before) = (buffer.remaining(), buffer.filled().len());
         match tcp.poll_read(&mut Context::from_waker(seat.waker(cx)), buffer) {
             Poll::Pending => {
-                seat.found_nothing();
+                seat.watched();
                 Poll::Pending
             }
             Poll::Ready(done) => {
@@ -77,6 +77,11 @@ impl AsyncRead for Socket {
                         _ => 0,
                     };
                     seat.received(read as u64, unread);
+                    if let Tcp::Polled(tcp) = &this.tcp
+                        && tcp.poll_read_ready(&mut Context::from_waker(seat.noting())).is_pending()
+                    {
+                        seat.watched();
+                    }
                 }
                 Poll::Ready(done)
             }

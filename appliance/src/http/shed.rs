@@ -82,7 +82,9 @@ const BACKLOG_MAX: u64 = 32 << 10;
 /// Requests that cost as much to refuse as a handshake does.
 const FAR_BEHIND: f64 = 40.0;
 /// Of what gets done in a time, so much may be refused in it to let others catch up.
-const CATCH_UP: f64 = 0.25;
+const CATCH_UP: f64 = 0.1;
+/// What is not used of the CPU may go into it too: so many requests are refused for what one that is served takes.
+const REFUSED_FOR_ONE: f64 = 3.0;
 /// While load is shed connections are taken in at this part of the rate of what gets done, with these bounds.
 const ACCEPTED_PART: u32 = 120;
 const ACCEPT_EVERY_MIN: Duration = Duration::from_millis(4);
@@ -141,6 +143,9 @@ struct State {
     wanted: Duration,
     /// How long the work on a request takes, on average.
     work: Duration,
+    /// Requests that are worked on, and how many a second are done with.
+    in_flight: u64,
+    pace: f64,
     accept_every: Duration,
     next: u64,
     seated: HashMap<u64, Arc<Seat>>,
@@ -152,6 +157,7 @@ struct Figures {
     begun: u64,
     late: u64,
     served: u64,
+    done: u64,
     refused: u64,
     /// Bytes that were read, and that came, on connections that are read.
     read: u64,
@@ -237,6 +243,14 @@ impl Shed {
         woken.into_iter().for_each(Waker::wake);
     }
 
+    /// The work on a request took so long.
+    fn worked(&self, time: Duration) {
+        let mut state = lock(&self.state);
+        state.in_flight -= 1;
+        state.tick.done += 1;
+        state.work = (state.work * 63 + time.min(ANSWERED_WITHIN)) / 64;
+    }
+
     /// Reckons anew what holds, once the tick is over.
     fn tick(&self, state: &mut State, now: Duration) {
         let time = now.saturating_sub(state.tick_began);
@@ -260,6 +274,7 @@ impl Shed {
                     wanted: (self.wanted)().unwrap_or_default(),
                     ends: state.ends,
                     work: state.work,
+                    in_flight: state.in_flight,
                     holders: state.holders,
                     next: state.next,
                     seated: std::mem::take(&mut state.seated),
@@ -304,6 +319,8 @@ impl Shed {
             read = figures.read,
             came = figures.came,
             work = ?state.work,
+            in_flight = state.in_flight,
+            pace = state.pace,
             ?took,
             "seats"
         );
@@ -315,6 +332,7 @@ impl Figures {
         self.begun += other.begun;
         self.late += other.late;
         self.served += other.served;
+        self.done += other.done;
         self.refused += other.refused;
         self.read += other.read;
         self.came += other.came;
@@ -344,7 +362,11 @@ impl State {
         let speed = served / took.as_secs_f64();
         self.best = speed.max(self.best * BEST_FADES);
         let used = speed / self.best.max(1.0);
-        self.catch_up = (CATCH_UP + (1.0 - used)) * self.best * TICK.as_secs_f64();
+        let room = if busy < BUSY { REFUSED_FOR_ONE * (1.0 - used) } else { 0.0 };
+        self.catch_up = (CATCH_UP + room) * self.best * TICK.as_secs_f64();
+        #[allow(clippy::cast_precision_loss)]
+        let pace = figures.done as f64 / took.as_secs_f64();
+        self.pace = f64::midpoint(pace, if self.pace > 0.0 { self.pace } else { pace });
         self.shrunk = self.shrunk.saturating_sub(1);
         if busy >= BUSY && done < DONE_MIN {
             self.short += 1;
@@ -384,6 +406,13 @@ impl State {
         emptied.iter().take(free).take_while(within).last().copied()
     }
 
+    /// How long the work on a request that begins now will take: as the last ones did, or longer if more are worked on.
+    fn expected_work(&self) -> Duration {
+        #[allow(clippy::cast_precision_loss)]
+        let queued = self.in_flight as f64 / self.pace.max(1.0);
+        if self.pace > 0.0 { self.work.max(Duration::from_secs_f64(queued.min(2.0))) } else { self.work }
+    }
+
     #[allow(clippy::cast_precision_loss)]
     fn taken(&self) -> f64 {
         (self.holders + self.reserved.len()) as f64
@@ -399,6 +428,11 @@ impl State {
 
     fn is_full(&self) -> bool {
         self.seats.is_some_and(|seats| self.taken() >= seats)
+    }
+
+    /// Whether more are served than there are seats.
+    fn is_overfull(&self) -> bool {
+        self.seats.is_some_and(|seats| self.taken() > seats.ceil())
     }
 }
 

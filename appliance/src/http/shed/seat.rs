@@ -28,8 +28,8 @@ pub(super) struct At {
     /// When what is worked on came, and the socket was last seen empty; since the origin.
     came: Duration,
     pub(super) emptied: Duration,
-    /// The last read found nothing.
-    waits: bool,
+    /// Since the last read it is noted when something comes.
+    watched: bool,
     unread: u64,
     /// The last request.
     pub(super) asked: Duration,
@@ -41,9 +41,10 @@ pub(super) struct At {
     pub(super) wakers: Vec<Waker>,
 }
 
-/// Notes when a task that waits for its socket was woken, and passes it on.
+/// Notes when something came on a socket, and passes it on to the task if that waits for it.
 pub(super) struct Woken {
     origin: Instant,
+    /// None while the task does something else.
     task: AtomicWaker,
     /// Microseconds since the origin; 0: not yet.
     at: AtomicU64,
@@ -67,6 +68,18 @@ impl Wake for Woken {
     }
 }
 
+/// A request is worked on.
+pub(in crate::http) struct Working<'a> {
+    shed: &'a Shed,
+    begun: Instant,
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.shed.worked(self.begun.elapsed());
+    }
+}
+
 impl Seat {
     pub(super) fn new(shed: Arc<Shed>, number: u64, origin: Instant) -> Self {
         let woken = Arc::new(Woken { origin, task: AtomicWaker::new(), at: AtomicU64::new(0) });
@@ -75,7 +88,7 @@ impl Seat {
             shed,
             number,
             exclusive: AtomicBool::new(false),
-            at: Mutex::new(At { came: now, emptied: now, waits: true, asked: now, ..At::default() }),
+            at: Mutex::new(At { came: now, emptied: now, watched: true, asked: now, ..At::default() }),
             waker: Waker::from(woken.clone()),
             woken,
         }
@@ -92,10 +105,16 @@ impl Seat {
         &self.waker
     }
 
-    /// A read found nothing.
-    pub(in crate::http) fn found_nothing(&self) {
+    /// What the socket is polled with after a read, so that it is known when the next byte comes; the task is not woken for that.
+    pub(in crate::http) fn noting(&self) -> &Waker {
+        drop(self.woken.task.take());
+        &self.waker
+    }
+
+    /// From now on it is noted when something comes.
+    pub(in crate::http) fn watched(&self) {
         self.woken.at.store(0, Relaxed);
-        lock(&self.at).waits = true;
+        lock(&self.at).watched = true;
     }
 
     /// So many bytes were read, and so many wait to be read.
@@ -105,14 +124,14 @@ impl Seat {
 
     pub(super) fn received_at(&self, now: Duration, read: u64, unread: u64) {
         let mut at = lock(&self.at);
-        at.came = if at.waits {
+        at.came = if at.watched {
             let woken = Duration::from_micros(self.woken.at.load(Relaxed));
             if woken.is_zero() { now } else { woken.min(now) }
         } else {
             // It came at some time since then; the first of it, which is worked on next, rather early.
             at.emptied + now.saturating_sub(at.emptied) / 4
         };
-        at.waits = false;
+        at.watched = false;
         if unread == 0 {
             at.emptied = now;
         }
@@ -145,7 +164,7 @@ impl Seat {
         at.unread = waiting;
         at.behind = waiting > 0;
         at.closing = waiting > BACKLOG_MAX;
-        at.waits = waiting == 0;
+        at.watched = waiting == 0;
         if waiting == 0 {
             at.emptied = now;
         }
@@ -191,13 +210,13 @@ impl Seat {
             state.tick.served += 1;
             return Verdict::Serve;
         }
-        let stale = age > STALE_MIN.max(ANSWERED_WITHIN.saturating_sub(state.work));
-        let full = state.is_full();
+        let stale = age > STALE_MIN.max(ANSWERED_WITHIN.saturating_sub(state.expected_work()));
+        let overfull = state.is_overfull();
         let over = match at.holder_since {
             None => !state.has_seat(at.behind),
             Some(since) => {
                 let term = SEAT_TERM + SEAT_TERM * u32::try_from(self.number % 64).unwrap_or(0) / 64;
-                stale && full || state.put_off > 0 && now.saturating_sub(since) > term
+                stale && overfull || state.put_off > 0 && now.saturating_sub(since) > term
             }
         };
         if over {
@@ -220,10 +239,10 @@ impl Seat {
         Verdict::Serve
     }
 
-    /// The work on a request took so long.
-    pub(in crate::http) fn worked(&self, time: Duration) {
-        let mut state = lock(&self.shed.state);
-        state.work = (state.work * 63 + time.min(ANSWERED_WITHIN)) / 64;
+    /// The work on a request begins; it ends when what is returned is dropped.
+    pub(in crate::http) fn works(&self) -> Working<'_> {
+        lock(&self.shed.state).in_flight += 1;
+        Working { shed: &self.shed, begun: Instant::now() }
     }
 
     /// The connection is gone.

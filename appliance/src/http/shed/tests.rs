@@ -160,6 +160,7 @@ impl Model {
                 }
                 self.connections[n].socket.extend((0..BURST).map(|_| due));
                 if !self.connections[n].aside {
+                    self.connections[n].seat.woken.note(at(self.now));
                     self.spend(WAKE);
                     if self.connections[n].working.is_none() {
                         self.wake(n);
@@ -170,7 +171,7 @@ impl Model {
                 if let Some((due, work)) = self.connections[n].working.take() {
                     self.in_flight -= 1;
                     self.answered(due);
-                    self.connections[n].seat.worked(at(work));
+                    self.shed.worked(at(work));
                 }
                 self.connections[n].busy = false;
                 self.wake(n);
@@ -217,11 +218,14 @@ impl Model {
             if c.buffer.is_empty() {
                 let count = c.socket.len().min(usize::try_from(READ / BYTES).unwrap());
                 if count == 0 {
-                    c.seat.found_nothing();
+                    c.seat.watched();
                     return;
                 }
                 c.buffer.extend(c.socket.drain(..count));
                 c.seat.received_at(at(self.now), count as u64 * BYTES, c.socket.len() as u64 * BYTES);
+                if c.socket.is_empty() {
+                    c.seat.watched();
+                }
             }
             let due = c.buffer.pop_front().expect("it has one");
             match c.seat.judge_at(at(self.now)) {
@@ -229,6 +233,7 @@ impl Model {
                     c.busy = true;
                     self.spend(SERVE);
                     self.in_flight += 1;
+                    lock(&self.shed.state).in_flight += 1;
                     let work = WORK + WORK_EACH * self.in_flight;
                     self.connections[n].working = Some((due, work));
                     self.events.push(Reverse((self.now + work, Event::Ready(n))));
