@@ -84,6 +84,8 @@ class Box:
             self.boots.append(slot)
             (self.slots / "cmdline").write_text(f"root=none ro rauc.slot={slot} samovar.try={count}\n")
             root = self.root(slot)
+            # What a run before left, killed: the kernel would kill this box's services in it, too.
+            self.clear()
             self.group.mkdir(exist_ok=True)
             command = ["systemd-nspawn", "-q", "-b", "-D", root, "-M", self.name, "--register=no", "--keep-unit", "--network-bridge=br0",
                        "--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--kill-signal=SIGRTMIN+4",
@@ -91,10 +93,14 @@ class Box:
             words = ["bash", "-c", f'echo $$ > {self.group}/cgroup.procs; exec "$@"', "_", *map(str, command)]
             with self.log.open("a") as log:
                 ended = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode
-            subprocess.run(["find", self.group, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"], check=False, stderr=subprocess.DEVNULL)
+            self.clear()
             subprocess.run(["umount", "-R", root], check=False)
             if ended != AGAIN:
                 return
+
+    def clear(self) -> None:
+        """Removes the box's control groups; none of its processes is left."""
+        subprocess.run(["find", self.group, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"], check=False, stderr=subprocess.DEVNULL)
 
     def root(self, slot: str) -> Path:
         """The slot, read-only, under the layer and what is new at each start."""
@@ -137,6 +143,10 @@ class Box:
         if check and result.returncode:
             raise RuntimeError(f"{self.name}: `{command}` ended with {result.returncode}: {result.stdout}{result.stderr}")
         return (result.stdout if check else result.stdout + result.stderr).strip()
+
+    def send(self, file: Path, place: str) -> None:
+        """Copies a file into the box, to a path below /var."""
+        shutil.copy(file, self.var / place.removeprefix("/var/"))
 
     def reachable(self) -> None:
         end = time.monotonic() + PATIENCE_S
