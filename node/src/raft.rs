@@ -48,6 +48,8 @@ mod state;
 use answer::Responder;
 use clocks::Clocks;
 use core::Core;
+#[cfg(test)]
+pub(crate) use core::SNAPSHOT_GONE;
 use elect::{Draining, Heard};
 pub(crate) use forward::{Desk, refuses_writes};
 use hand_over::Permits;

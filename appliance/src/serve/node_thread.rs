@@ -19,6 +19,9 @@ const STILL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a start may ask for more time: what takes longer will not end.
 const START_MAX: Duration = Duration::from_secs(15 * 60);
 
+/// How long a node that failed may take to stop: all that it acknowledged is durable.
+const FAILED_STOP_MAX: Duration = Duration::from_secs(10);
+
 /// A running node. [`NodeThread::stop`] it; dropped, it is only abandoned.
 pub(super) struct NodeThread {
     node: Node,
@@ -40,7 +43,7 @@ impl NodeThread {
                 let _end: oneshot::Sender<()> = end;
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.context("starting the node's runtime")?;
-                runtime.block_on(async {
+                let ended = runtime.block_on(async {
                     let transport = Arc::new(peers.clone());
                     let started = Node::start_with(Arc::new(OsDisk), config, transport).await;
                     let node = started.map_err(anyhow::Error::from)?;
@@ -57,10 +60,20 @@ impl NodeThread {
                         failure = node.failure() => Some(failure),
                     };
                     // Peers are answered until the end: some of them wait for it.
-                    node.stop().await;
+                    if failure.is_none() {
+                        node.stop().await;
+                    } else if rt::timeout(FAILED_STOP_MAX, node.stop()).await.is_err() {
+                        tracing::error!("the node that failed does not come to its end: it is cut off");
+                    }
                     attended.abort();
                     failure.map_or(Ok(()), |e| Err(anyhow::Error::from(e).context("the node failed")))
-                })
+                });
+                match ended {
+                    Ok(()) => drop(runtime),
+                    // What still waits for a disk is not waited for.
+                    Err(_) => runtime.shutdown_timeout(Duration::from_secs(1)),
+                }
+                ended
             })
             .context("starting the node's thread")?;
         let begun = Instant::now();

@@ -220,7 +220,7 @@ pub(super) async fn scrub(node: Arc<Inner>) {
 }
 
 /// Checks every segment once.
-async fn scrub_pass(ledger: &Arc<Ledger>) -> Result<(), Error> {
+pub(super) async fn scrub_pass(ledger: &Arc<Ledger>) -> Result<(), Error> {
     let (mut after, mut from) = (0, Mark::default());
     while let Some(check) = ledger.archive.check_after(after, from) {
         after = check.number;

@@ -25,6 +25,9 @@ const POLL: Duration = Duration::from_millis(2);
 /// More starts than these within [`RESTART_WINDOW`], and it is no accident any more.
 const RESTARTS_MAX: u32 = 5;
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
+/// Why a node ends that could not put a snapshot in place.
+pub(crate) const SNAPSHOT_GONE: &str = "a snapshot from a peer was not put in place, most likely since something in it was erased meanwhile: this node is to be \
+     started again, and gets another one";
 
 /// Held by the one state machine that may apply; says whether it failed.
 #[derive(Default)]
@@ -71,6 +74,8 @@ impl Core {
             let machine = StateMachine::new(ledger, durable.clone(), log.clone(), Arc::clone(applying))?;
             let begun = Raft::new(*node, Arc::new(config()?), link.clone(), log.clone(), machine).await;
             let begun = begun.map_err(|e| Error::Corrupt(format!("the raft log cannot be used: {e}")))?;
+            // Before it has read its vote it says that it is in term 0. One that ends here is noticed as any other that does.
+            let _ = begun.is_initialized().await;
             *raft.write().unwrap_or_else(PoisonError::into_inner) = Some(begun);
             Ok(())
         })
@@ -158,6 +163,10 @@ impl Core {
                 return Err(Error::Unavailable("apply did not end with the Raft core that it belonged to".into()));
             }
             rt::sleep(POLL).await;
+        }
+        // openraft purges its log before a snapshot is in place. What it hid comes back when the log is opened again.
+        if self.0.log.purged() > self.0.durable.applied() {
+            return Err(Error::Unavailable(SNAPSHOT_GONE.into()));
         }
         self.begin().await
     }

@@ -74,12 +74,21 @@ impl Durable {
         &self.ledger
     }
 
-    /// Records that the state of this head is durable. Returns its place in the raft log.
+    /// Records that the state of this head is durable. Returns its place in the raft log. Does not go back: who made a head
+    /// durable may say so after a snapshot from a peer was put in place, and openraft has purged its log up to that one.
     pub(crate) fn advance(&self, head: &HeadRow) -> Result<Option<LogId<u64>>, Error> {
         let place = Place::of(head)?;
         let applied = place.applied;
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = (place, Mark::of(head));
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest.0.applied <= applied {
+            *newest = (place, Mark::of(head));
+        }
         Ok(applied)
+    }
+
+    /// Its place in the raft log.
+    pub(super) fn applied(&self) -> Option<LogId<u64>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).0.applied
     }
 
     /// A snapshot as of there; of nothing, when nothing is durable yet.

@@ -2,6 +2,7 @@
 //!
 //! `tests/worlds` runs worlds with random faults: fresh ones, those of one seed, and a campaign.
 
+mod auditor;
 mod campaign;
 mod chaos;
 mod checkpoints;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::*;
-use super::clients::{Answer, KEYS, Log, Seen, call, client, put, value_number};
+use super::auditor::{self, Files};
+use super::clients::{Answer, KEYS, Log, Seen, call, client, is_register, put, value_number};
 use super::faults::{FSYNC_US, faults, usual};
 use super::follower::{Passed, check_followed, follow};
 use super::history::{self, Act};
@@ -120,16 +121,22 @@ async fn live(world: &World, seed: u64, shape: Shape) -> Result<Duration, String
         })
     };
     let follower = spawn_outside(follow(world.clone(), seed));
+    let files = auditor::Shared::default();
+    let auditor = spawn_outside(auditor::audit(world.clone(), seed, Arc::clone(&files)));
+    let eraser = spawn_outside(auditor::erase(world.clone(), seed, Arc::clone(&files)));
     faults(world.clone(), shape == Shape::Changing).await;
     let lasted = begun.elapsed();
     for client in clients {
         client.await.unwrap();
     }
     let followed = follower.await.unwrap();
+    auditor.await.unwrap();
+    eraser.await.unwrap();
+    let files = std::mem::take(&mut *files.lock().unwrap());
     let log = log.lock().unwrap().clone();
     let checked = match world.violation() {
         Some(violation) => Err(violation),
-        None => check(world, &log, &followed).await.and_then(|()| world.failure().map_or(Ok(()), Err)),
+        None => check(world, &log, &followed, &files).await.and_then(|()| world.failure().map_or(Ok(()), Err)),
     };
     watcher.abort();
     world.count_standing();
@@ -137,7 +144,7 @@ async fn live(world: &World, seed: u64, shape: Shape) -> Result<Duration, String
 }
 
 /// What must hold once the faults are over.
-async fn check(world: &World, log: &[Seen], followed: &[Passed]) -> Result<(), String> {
+async fn check(world: &World, log: &[Seen], followed: &[Passed], files: &Files) -> Result<(), String> {
     world.heal().await;
     world.replace_damaged().await?;
     world.reconcile().await?;
@@ -179,7 +186,7 @@ async fn check(world: &World, log: &[Seen], followed: &[Passed]) -> Result<(), S
         for record in &records {
             for (key, opening) in &record.openings {
                 if let Opening::Value { value, .. } = opening
-                    && !key.is_reserved()
+                    && is_register(key)
                 {
                     let found = (record.index, key.as_str().to_owned());
                     let known = values.entry(value_number(value)).or_insert_with(|| found.clone());
@@ -205,6 +212,7 @@ async fn check(world: &World, log: &[Seen], followed: &[Passed]) -> Result<(), S
     let first = first.unwrap_or_default();
     world.check_checkpoints(&first)?;
     check_followed(followed, &first, &values)?;
+    auditor::check(world, files, &first).await?;
     world.check_log_keys().await?;
     check_values(log, &values)?;
     world.check_rest().await?;

@@ -31,6 +31,11 @@ pub(super) struct Seen {
 
 pub(super) type Log = Arc<Mutex<Vec<Seen>>>;
 
+/// Whether a key is one that clients write to and read, each value with a number.
+pub(super) fn is_register(key: &Key) -> bool {
+    key.as_str().starts_with('k')
+}
+
 fn key_name(key: u64) -> Key {
     Key::client(&format!("k{key}")).unwrap()
 }

@@ -26,7 +26,7 @@ pub(super) async fn faults(world: World, changes: bool) {
     while !world.is_calm() {
         wait(100..1500).await;
         let (ids, id) = (world.ids(), world.any());
-        match world.draw(0..if changes { 25 } else { 19 }) {
+        match world.draw(0..if changes { 26 } else { 20 }) {
             0 | 1 => {
                 world.fault("crash");
                 world.crash(id);
@@ -117,10 +117,11 @@ pub(super) async fn faults(world: World, changes: bool) {
                 }
                 rotation.await.unwrap();
             }
+            15 => scrub(&world, id).await,
             16 => fill_disk(&world, id).await,
-            17 | 18 => damage(&world, id).await,
+            17 | 19 => damage(&world, id).await,
             // A change of the members, and some other fault beside it.
-            19.. => {
+            20.. => {
                 let changing = world.clone();
                 let grows = ids.len() < 5 && (ids.len() <= 3 || world.chance(0.5));
                 let change = spawn_outside(async move {
@@ -149,6 +150,14 @@ pub(super) async fn faults(world: World, changes: bool) {
                 world.start(id).await;
             }
         }
+    }
+}
+
+/// The archive of a node is read again, as it is once a day, beside everything else.
+async fn scrub(world: &World, id: u64) {
+    let passed = world.on(id, |node| async move { tasks::scrub_pass(&node.inner.ledger).await });
+    if let Ok(Some(Ok(()))) = tokio::time::timeout(Duration::from_secs(10), passed).await {
+        world.count("scrubbed");
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::clients::value_number;
+use super::clients::{is_register, value_number};
 use super::world::World;
 use crate::merkle::{Hash, leaf_hash};
 use crate::rt::sim::sleep_true;
@@ -42,7 +42,7 @@ pub(super) async fn follow(world: World, seed: u64) -> Vec<Passed> {
                 world.violated(format!("who follows the log gets entry {} from node {at} after {next}", record.index));
                 return passed;
             }
-            let values = record.openings.iter().filter(|(key, _)| !key.is_reserved());
+            let values = record.openings.iter().filter(|(key, _)| is_register(key));
             let values = values.filter_map(|(key, opening)| match opening {
                 Opening::Value { value, .. } => Some((key.as_str().to_owned(), value_number(value))),
                 _ => None,

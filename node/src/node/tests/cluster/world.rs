@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use super::super::*;
 use super::checkpoints::Watched;
 use crate::checkpoint::Checkpoint;
-use crate::raft::Question;
+use crate::raft::{Question, SNAPSHOT_GONE};
 use crate::rt::sim::{Machine as Power, sleep_true, spawn_outside};
 use crate::transport::sim::{SimNetwork, Weather};
 
@@ -295,6 +295,8 @@ impl World {
             match world.excuse(id) {
                 _ if world.disk(id).is_dead() => world.count("failed by its disk"),
                 Some(excuse) => world.count(excuse.failed),
+                // As a daemon does: its service manager starts it again.
+                None if error.to_string().contains(SNAPSHOT_GONE) => world.count("snapshot gone"),
                 None => {
                     world.count("failed");
                     lock(&world.0.state).failures.push(format!("node {id} failed: {error}"));
