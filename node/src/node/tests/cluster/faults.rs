@@ -161,17 +161,31 @@ async fn scrub(world: &World, id: u64) {
     }
 }
 
-/// A disk without room, for a while. The node refuses writes, or ends, and comes back when there is room.
+/// A disk without room, for a while. The node refuses writes, or ends, and comes back when there is room. Disks of one size that
+/// hold the same can fill up together, and then the power can go too.
 async fn fill_disk(world: &World, id: u64) {
     world.fault("disk full");
-    let room = if world.chance(0.5) { world.draw(0..64 << 10) } else { world.draw(0..2 * RESERVE_BYTES) };
-    world.fill(id, room);
+    let full = if world.chance(0.3) { world.ids() } else { vec![id] };
+    for id in &full {
+        let room = if world.chance(0.5) { world.draw(0..64 << 10) } else { world.draw(0..2 * RESERVE_BYTES) };
+        world.fill(*id, room);
+    }
     sleep_true(Duration::from_millis(world.draw(500..4000))).await;
-    world.make_room(id);
+    if full.len() > 1 && world.chance(0.5) {
+        world.count("all full and cut off");
+        for id in &full {
+            world.crash(*id);
+        }
+    }
+    for id in &full {
+        world.make_room(*id);
+    }
     // What had no room may still be on its way to its end.
     sleep_true(Duration::from_millis(300)).await;
-    world.start(id).await;
-    world.excuse_no_more(id);
+    for id in full {
+        world.start(id).await;
+        world.excuse_no_more(id);
+    }
 }
 
 /// Bits flip in a file of a node, which goes on, and starts again some time later. Of one node in a world at most: what two have
