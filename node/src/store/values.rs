@@ -44,7 +44,7 @@ pub(crate) fn put(batch: &mut Batch, first: u64, values: &[Stored]) {
         }
         match &values[start] {
             Stored::Ciphertext(bytes) if end == start => {
-                // One that is too long for a bundle by its table may fit as it is.
+                // One of a few sizes is too long for a bundle, by its table, and still shorter than a row.
                 let (head, rest) = bytes.split_at(bytes.len().min(ROW_BYTES_MAX - 1));
                 batch.put(Tree::Values, &row_key(slot, 0), [&[LARGE], head].concat());
                 for (piece, chunk) in (1u16..).zip(rest.chunks(ROW_BYTES_MAX)) {
