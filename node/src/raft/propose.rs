@@ -112,13 +112,14 @@ async fn answering<T>(pings: &mut mpsc::Receiver<Ping>, work: impl Future<Output
     }
 }
 
-/// The next job. Once the node stops the queue takes no more, and ends when it is empty.
+/// The next job. Once the node stops the queue takes no more, and ends when it is empty: that comes first, since whoever asks again
+/// and again may leave it never empty.
 async fn next<T>(queue: &mut mpsc::Receiver<T>, stopping: &mut watch::Receiver<bool>) -> Option<T> {
     if !queue.is_closed() {
         tokio::select! {
             biased;
-            job = queue.recv() => return job,
             _ = stopping.wait_for(|stopping| *stopping) => queue.close(),
+            job = queue.recv() => return job,
         }
     }
     queue.recv().await

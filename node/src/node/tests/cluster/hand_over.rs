@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use super::super::*;
+use super::elections;
 use super::world::{World, put};
 use crate::planted::{Bug, plant, planted};
 use crate::rt::sim::{sleep_true, spawn_outside};
@@ -228,4 +229,41 @@ fn a_leader_whose_clock_is_wrong_stamps_nothing_and_hands_over() {
         ahead_ms > 3_000_000,
         "without the comparison the chain's time is an hour ahead: does this test see anything?"
     );
+}
+
+/// Each answer takes its time when no leader is reached, and by then others wait.
+#[test]
+fn a_node_stops_although_its_clients_go_on_asking() {
+    elections::cluster(61, |world| async move {
+        let leader = world.wait_for_leader().await;
+        let ids = world.ids();
+        let id = ids.iter().copied().find(|id| *id != leader).unwrap();
+        for other in ids.into_iter().filter(|other| *other != id) {
+            world.network().cut(id, other);
+            world.network().cut(other, id);
+        }
+        let (power, node) = world.node(id).unwrap();
+        for client in 0..8 {
+            let node = node.clone();
+            power.spawn(async move {
+                rt::sleep(Duration::from_millis(300 * client)).await;
+                loop {
+                    let key = Key::client("asked").unwrap();
+                    drop(node.get(&key, Consistency::Linearizable, None).await);
+                    rt::sleep(Duration::from_millis(5)).await;
+                }
+            });
+        }
+        drop(node);
+        sleep_true(Duration::from_secs(10)).await;
+        let begun = rt::instant();
+        let stopped =
+            tokio::time::timeout(Duration::from_secs(120), world.on(id, |node| async move { node.stop().await }));
+        let stopped = stopped.await.is_ok_and(|stopped| stopped.is_some());
+        assert!(
+            stopped && begun.elapsed() < Duration::from_secs(20),
+            "it stopped: {stopped}, after {:?}",
+            begun.elapsed()
+        );
+    });
 }
