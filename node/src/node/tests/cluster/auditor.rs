@@ -130,25 +130,18 @@ struct Told {
     changes: BTreeMap<String, Vec<(u64, bool)>>,
     /// The entry that erased a revision of a key.
     erased: BTreeMap<(String, u64), u64>,
-    /// Log key and policy that the log began with.
-    begin: Option<(VerifierKey, Policy)>,
 }
 
 impl Told {
     fn read(lines: &[Vec<u8>]) -> Result<Self, String> {
         let (mut tree, mut full) = (Tree::new(), Vec::new());
-        let (roots, lines_read) = (vec![tree.root()], Vec::new());
-        let mut told =
-            Self { lines: lines_read, roots, changes: BTreeMap::new(), erased: BTreeMap::new(), begin: None };
+        let (lines_told, roots) = (Vec::with_capacity(lines.len()), vec![tree.root()]);
+        let mut told = Self { lines: lines_told, roots, changes: BTreeMap::new(), erased: BTreeMap::new() };
         for (index, line) in (0..).zip(lines) {
             tree.push(leaf_hash(line), &mut full);
             told.roots.push(tree.root());
             told.lines.push(String::from_utf8(line.clone()).map_err(|e| e.to_string())?);
             let entry = Entry::parse(line).map_err(|e| e.to_string())?;
-            if let (None, Some(keys)) = (&told.begin, entry.keys()) {
-                let log = VerifierKey::parse(&keys.log).map_err(|e| e.to_string())?;
-                told.begin = Some((log, Policy::parse(keys.policy.as_bytes()).map_err(|e| e.to_string())?));
-            }
             for change in entry.changes() {
                 match change {
                     Change::Put { key, .. } => told.changes.entry(key.to_string()).or_default().push((index, true)),
@@ -202,8 +195,13 @@ impl Told {
 }
 
 /// Whoever knows the keys that the log began with follows all changes of them, as a node tells of them.
-async fn follow(node: &Node, told: &Told) -> Result<Followed, String> {
-    let (log, policy) = told.begin.clone().ok_or("the log names no keys")?;
+pub(super) async fn followed(node: &Node) -> Result<Followed, String> {
+    let records = node.records(0, 16).await.map_err(|e| e.to_string())?;
+    let entries = records.iter().filter_map(|record| Entry::parse(&record.line).ok());
+    let first = entries.into_iter().find_map(|entry| entry.keys().map(|k| (k.log.to_string(), k.policy.to_string())));
+    let (log, policy) = first.ok_or("the log does not name its first keys")?;
+    let log = VerifierKey::parse(&log).map_err(|e| e.to_string())?;
+    let policy = Policy::parse(policy.as_bytes()).map_err(|e| e.to_string())?;
     let mut receipts = Vec::new();
     for index in node.log_key_changes().await.map_err(|e| e.to_string())? {
         receipts.push(node.receipt(index, true).await.map_err(|e| format!("the receipt of entry {index}: {e}"))?);
@@ -219,7 +217,7 @@ async fn follow(node: &Node, told: &Told) -> Result<Followed, String> {
 pub(super) async fn check(world: &World, files: &Files, lines: &[Vec<u8>]) -> Result<(), String> {
     let told = Told::read(lines)?;
     let Some((_, any)) = world.node(world.any()) else { return Err("no node is up to be followed".into()) };
-    let trusted = follow(&any, &told).await?;
+    let trusted = followed(&any).await?;
     for file in &files.proofs {
         told.check(&trusted, file).map_err(|e| format!("{e}: {file}"))?;
     }

@@ -58,6 +58,6 @@ fn planted_bugs_are_found() {
 #[ignore = "most of a minute: tests/run long runs it"]
 fn planted_bugs_are_found_from_five_starting_points() {
     find_all(&BUGS, &[1, 10_000, 20_000, 30_000, 40_000]);
-    // The raft log has room of its own: one world in a thousand shows it, which is no matter of the starting point.
+    // The raft log has room of its own, so one world in a thousand shows it: the one that was found lies here.
     find_all(&[(Bug::FullDiskUnnoticed, Shape::Three, 100)], &[20_000]);
 }

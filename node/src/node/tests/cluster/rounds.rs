@@ -2,11 +2,11 @@
 
 use super::super::*;
 use super::world::{World, put};
+use super::{auditor, elections};
 use crate::checkpoint::Checkpoint;
 use crate::ledger::key_hash;
-use crate::note::{Note, VerifierKey, assemble};
-use crate::policy::Policy;
-use crate::proof::{Contents, Followed, Verifier};
+use crate::note::{Note, assemble};
+use crate::proof::{Contents, Followed};
 use crate::raft::{Question, Reply, rounds};
 use crate::rt::sim::sleep_true;
 use crate::view::Divergence;
@@ -39,19 +39,7 @@ async fn settled(world: &World, cosigners: usize) {
 
 /// Whoever knows the policy that the log began with follows it to the one in force.
 async fn followed(node: &Node) -> Followed {
-    let records = node.records(0, 16).await.unwrap();
-    let first = records.iter().find_map(|r| match crate::entry::Entry::parse(&r.line).unwrap() {
-        crate::entry::Entry::Cosigners(first) => Some((first.log.into_owned(), first.policy.into_owned())),
-        _ => None,
-    });
-    let (log, policy) = first.expect("the log names its first keys");
-    let (log, policy) = (VerifierKey::parse(&log).unwrap(), Policy::parse(policy.as_bytes()).unwrap());
-    let mut receipts = Vec::new();
-    for index in node.log_key_changes().await.unwrap() {
-        receipts.push(node.receipt(index, true).await.unwrap());
-    }
-    let begin = Verifier { log, policy: Some(policy), expect_key: None };
-    begin.verify_chain(&receipts).unwrap_or_else(|e| panic!("following {} changes: {e}", receipts.len()))
+    auditor::followed(node).await.unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// A proof file with only so many cosignatures of its checkpoint.
@@ -154,10 +142,7 @@ fn the_policy_follows_the_voters_as_they_come_and_go() {
 /// replaces the change, which is followed by nobody.
 #[test]
 fn a_change_of_the_policy_that_needs_a_dead_node_is_replaced_when_that_is_taken_out() {
-    const SEED: u64 = 44;
-    simulate(SEED, async {
-        let world = World::new(SEED, 3);
-        world.found_cluster().await;
+    elections::cluster(44, |world| async move {
         settled(&world, 3).await;
         let leader = world.wait_for_leader().await;
         let others: Vec<u64> = world.ids().into_iter().filter(|id| *id != leader).collect();
