@@ -1,5 +1,6 @@
 """The virtual address of three nodes: who holds it, and how fast it moves. `tests/vip/run` calls this in namespaces."""
 
+import datetime
 import http.client
 import json
 import os
@@ -70,7 +71,7 @@ class Lane:
             join = ["join", first, "--token-file", token, "--name", f"box-{node:02}"]
             self.at(node, *join, "--peers", f"{address(node)}:8444")
             self.serve(node)
-        self.until("every node votes", lambda: all(self.cluster(node)["live_voters"] == len(NODES) for node in NODES))
+        self.until("every node votes", lambda: all(self.is_well(node) for node in NODES))
 
     def serve(self, node):
         config = self.data(node).with_suffix(".toml")
@@ -96,6 +97,11 @@ class Lane:
         shown = subprocess.run(words, capture_output=True, text=True)
         return json.loads(shown.stdout) if shown.returncode == 0 else None
 
+    def is_well(self, node):
+        """Whether it hears all others, and knows of nothing that is wrong with any of them: none gets a permit before."""
+        seen = self.cluster(node) or {"live_voters": 0, "nodes": []}
+        return seen["live_voters"] == len(NODES) and not any(shown["errors"] for shown in seen["nodes"])
+
     def keep(self):
         """Starts keepalived on each node, with the role's template and its defaults."""
         defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
@@ -116,6 +122,17 @@ class Lane:
             words = ["keepalived", "--dont-fork", "--log-console", "--vrrp", f"--use-file={config}", *files]
             self.keepers[node] = self.spawn(node, words, config.with_suffix(".log").open("w"))
         self.until("one node holds the address", lambda: len(self.holders()) == 1)
+
+    def tell(self, holder, since_s):
+        """Prints what all said since then: why the address took its time."""
+        print(f"node {holder} held it; what was said since {time.strftime('%H:%M:%S', time.gmtime(since_s))} UTC:")
+        since = datetime.datetime.fromtimestamp(since_s - 1, datetime.UTC).isoformat(timespec="milliseconds")
+        for node in NODES:
+            print(f"-- keepalived of node {node}")
+            print("\n".join(self.directory.joinpath(f"keepalived-{node}.log").read_text().splitlines()[-12:]))
+            print(f"-- daemon of node {node}")
+            lines = self.data(node).with_suffix(".log").read_text().splitlines()
+            print("\n".join(line for line in lines if line[:23] >= since[:23]), flush=True)
 
     def holders(self):
         held = [n for n in NODES if VIP in run("ip", "-n", f"node-{n}", "-4", "addr", "show", "dev", "eth0")]
@@ -204,22 +221,33 @@ def move(lane, what, happens, undo):
     """Something happens to the holder; seconds until clients are answered at the address by another node."""
     (holder,) = lane.holders()
     lane.until("the address answers before", lane.answers)
-    begun = time.monotonic()
-    thread = threading.Thread(target=happens, args=(holder,))
+    begun, begun_s = time.monotonic(), time.time()
+    failed = []
+
+    def befall():
+        try:
+            happens(holder)
+        except BaseException as error:  # noqa: BLE001 - also of `run`, which ends the program
+            failed.append(error)
+
+    thread = threading.Thread(target=befall)
     thread.start()
     took = None
-    while time.monotonic() - begun < PATIENCE:
+    while time.monotonic() - begun < PATIENCE and not failed:
         if lane.holders() - {holder} and lane.answers():
             took = time.monotonic() - begun
             break
         time.sleep(POLL)
     thread.join()
+    if failed:
+        raise SystemExit(f"vip: {what}: {failed[0]}")
     if took is None:
         raise SystemExit(f"vip: {what}: nobody took the address over within {PATIENCE} s; journals are in {lane.directory}")
     lane.until("the holder of before lets go of it", lambda: len(lane.holders()) == 1)
+    if took > MOVES_WITHIN and what.startswith("cut off"):
+        lane.tell(holder, begun_s)
     undo(holder)
-    well = lambda: all((lane.cluster(n) or {}).get("live_voters") == len(NODES) for n in NODES)  # noqa: E731
-    lane.until("all are there again", well)
+    lane.until("all are there again", lambda: all(lane.is_well(node) for node in NODES))
     lane.until("one node holds the address", lambda: len(lane.holders()) == 1 and lane.answers())
     return took
 
