@@ -101,6 +101,9 @@ impl std::fmt::Debug for SnapshotStream {
 const HEARTBEAT_MS: u64 = 50;
 const ELECTION_MIN_MS: u64 = 400;
 const ELECTION_MAX_MS: u64 = 500;
+/// A leader that was not heard for so long, or that a majority did not answer, is none as far as is known here: by then there
+/// is another, or no quorum.
+const LEADER_HEARD_MS: u64 = 3000;
 /// How often a state that openraft reaches by itself is looked for.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -377,6 +380,14 @@ impl Consensus {
         };
         let metrics = raft.metrics();
         let m = metrics.borrow();
+        // Raft itself remembers a leader until there is another, and a leader itself.
+        let heard = match m.state {
+            ServerState::Leader => {
+                let alone = m.membership_config.membership().voter_ids().nth(1).is_none();
+                alone || m.millis_since_quorum_ack.unwrap_or(0) < LEADER_HEARD_MS
+            }
+            _ => self.responder.heard.since() < Duration::from_millis(LEADER_HEARD_MS),
+        };
         let role = match m.state {
             ServerState::Leader => "leader",
             ServerState::Follower => "follower",
@@ -386,7 +397,7 @@ impl Consensus {
         };
         ConsensusStatus {
             role,
-            leader: m.current_leader,
+            leader: m.current_leader.filter(|_| heard),
             term: m.current_term,
             voters: m.membership_config.membership().voter_ids().count(),
             restarts,

@@ -273,7 +273,7 @@ pub struct Status {
     pub name: String,
     /// `leader`, `follower`, `candidate`, `learner` or `stopped`.
     pub role: &'static str,
-    /// Id of the leader it knows.
+    /// Id of the leader that it heard within the last second, or of itself if a majority answered it as the leader.
     pub leader: Option<u64>,
     /// Raft term.
     pub term: u64,

@@ -46,7 +46,7 @@ pub(super) fn describe(status: &Status) -> String {
     let doing = if status.free_bytes < status.reserve_bytes {
         "Serving reads, refusing writes for want of room"
     } else if status.leader.is_none() {
-        "Serving stale reads: no leader is known"
+        "Serving stale reads, as no leader has a quorum"
     } else {
         "Serving"
     };
@@ -68,7 +68,7 @@ mod tests {
         let full = Status { reserve_bytes: 1, ..good.clone() };
         assert!(describe(&full).contains("refusing writes for want of room"), "{}", describe(&full));
         let alone = Status { leader: None, role: "candidate", ..good.clone() };
-        assert!(describe(&alone).contains("no leader is known"), "{}", describe(&alone));
+        assert!(describe(&alone).contains("no leader has a quorum"), "{}", describe(&alone));
         let doubted = Status { clock: ClockStatus { doubted: true, ..ClockStatus::default() }, ..good };
         assert!(describe(&doubted).contains("clock is not believed"), "{}", describe(&doubted));
     }

@@ -70,7 +70,7 @@ impl Heard {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = rt::instant();
     }
 
-    fn since(&self) -> Duration {
+    pub(super) fn since(&self) -> Duration {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 }
