@@ -34,7 +34,7 @@ mod table;
 
 pub(crate) use lockout::Lockout;
 pub(crate) use members::{
-    JOIN_TOKENS, JoinToken, JoinTokenText, NODES, NodeRow, PERMIT, PERMITS, PermitRow, TAKEN, node_named,
+    FORMATS, JOIN_TOKENS, JoinToken, JoinTokenText, NODES, NodeRow, PERMIT, PERMITS, PermitRow, TAKEN, node_named,
     without_others,
 };
 pub(crate) use password::{BYTES_MAX as PASSWORD_BYTES_MAX, CHARS_MIN as PASSWORD_CHARS_MIN, Passwords, Secret};

@@ -23,6 +23,7 @@ use crate::tty::Console;
 mod api_key;
 mod blob;
 mod clock;
+mod finalize;
 mod kek;
 mod keys;
 mod log_level;
@@ -106,6 +107,7 @@ enum Command {
     /// The permit to go down, which one node at a time may have
     #[command(subcommand)]
     Permit(node::Permit),
+    Finalize(finalize::Finalize),
     Recover(recover::Recover),
     /// Look at configuration files
     #[command(subcommand)]
@@ -246,6 +248,7 @@ async fn client_command(command: Command, format: Format) -> anyhow::Result<()> 
         Command::Join(c) => node::join(&c, format).await,
         Command::Node(c) => node::run(&c, format).await,
         Command::Permit(c) => node::permit(&c, format).await,
+        Command::Finalize(c) => finalize::run(&c, format).await,
         Command::Status(c) => status::run(&c, format).await,
         Command::Ready(c) => ready::run(&c, format).await,
         Command::Doctor(c) => crate::doctor::run(&c, format).await,

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
@@ -20,6 +21,7 @@ use crate::config::Config;
 use crate::live::Live;
 use crate::secrets::Secrets;
 use crate::tls::{Certificates, ClientKeys, PeerTls};
+use crate::update;
 
 mod attend;
 mod book;
@@ -89,6 +91,8 @@ struct Inner {
     opened: mpsc::UnboundedSender<TcpListener>,
     /// Taken by the one that attends.
     to_open: Mutex<Option<mpsc::UnboundedReceiver<TcpListener>>>,
+    /// Where the machine's updater keeps its files.
+    updates: PathBuf,
     /// Held while the file of permits that were taken without a quorum changes.
     taking: Mutex<()>,
     /// What is wrong with this node, as its peers are told.
@@ -113,6 +117,7 @@ impl Peers {
             open: Mutex::default(),
             opened,
             to_open: Mutex::new(Some(to_open)),
+            updates: config.updates.clone(),
             taking: Mutex::default(),
             errors: Live::new(Vec::new()),
         }))
@@ -121,6 +126,11 @@ impl Peers {
     /// Where peers are told to reach this node.
     pub(crate) fn address(&self) -> &str {
         &self.0.address
+    }
+
+    /// The newest format of commands that the version in this machine's spare slot reads, if it has one.
+    pub(crate) fn spare_format(&self) -> Option<u8> {
+        update::spare_format(&self.0.updates)
     }
 
     /// What is known of a peer.

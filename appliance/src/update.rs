@@ -6,12 +6,13 @@
 //! whatever is cut off in between, since the row says which was the last. [`SOCKET_FILE`] takes one order a connection, a
 //! line of JSON, and answers one.
 
+use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use samovar_node::{Node, rt};
+use samovar_node::{Node, format, rt};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -111,6 +112,26 @@ pub(crate) fn state(directory: &Path) -> Result<Value> {
     Ok(state)
 }
 
+/// The newest format of commands that the version in the spare slot reads: the box goes back to it when the one that runs ends by
+/// itself. `None` without a spare slot that was ever written. A slot of a version that does not say reads the first.
+pub(crate) fn spare_format(directory: &Path) -> Option<u8> {
+    #[derive(Deserialize)]
+    struct Slot {
+        version: String,
+        data_format: Option<u8>,
+    }
+    #[derive(Deserialize)]
+    struct State {
+        slot: String,
+        slots: HashMap<String, Slot>,
+    }
+    let text = std::fs::read(directory.join(STATE_FILE)).ok()?;
+    // A state that cannot be read may hide a slot that reads nothing new.
+    let Ok(State { slot, slots }) = serde_json::from_slice(&text) else { return Some(format::FIRST) };
+    let spare = slots.into_iter().find(|(letter, kept)| *letter != slot && !kept.version.is_empty());
+    spare.map(|(_, kept)| kept.data_format.unwrap_or(format::FIRST))
+}
+
 /// Passes an order on.
 pub(crate) async fn order(directory: &Path, order: &Order<'_>) -> Result<Reply> {
     let line = serde_json::to_string(order)? + "\n";
@@ -191,6 +212,32 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn what_the_spare_slot_reads_is_known_or_taken_for_the_least() {
+        let directory = tempfile::tempdir().expect("a directory");
+        assert_eq!(spare_format(directory.path()), None, "no updater, no spare slot");
+        for (state, reads) in [
+            (r#"{"slot": "A", "slots": {"A": {"version": "1.0.0", "data_format": 6}}}"#, None),
+            (
+                r#"{"slot": "A", "slots": {"A": {"version": "1.0.0", "data_format": 6}, "B": {"version": "", "standing": "empty"}}}"#,
+                None,
+            ),
+            (
+                r#"{"slot": "A", "slots": {"A": {"version": "1.1.0", "data_format": 6}, "B": {"version": "1.0.0", "data_format": 7}}}"#,
+                Some(7),
+            ),
+            (
+                r#"{"slot": "B", "slots": {"A": {"version": "1.0.0"}, "B": {"version": "1.1.0", "data_format": 6}}}"#,
+                Some(format::FIRST),
+            ),
+            ("{", Some(format::FIRST)),
+        ] {
+            let mut file = std::fs::File::create(directory.path().join(STATE_FILE)).expect("a file");
+            file.write_all(state.as_bytes()).expect("a file");
+            assert_eq!(spare_format(directory.path()), reads, "{state}");
+        }
+    }
 
     #[test]
     fn steps_are_read_in_order_and_a_torn_one_is_not() {

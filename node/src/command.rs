@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::blobs::Cid;
 use crate::entry;
 use crate::error::Error;
+use crate::format;
 
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 512;
@@ -345,18 +346,16 @@ pub(crate) struct ProposalId {
     pub sequence: u64,
 }
 
-/// The newest format. A command is written in the oldest that knows it, so that an older version reads what it can.
-const COMMAND_VERSION: u8 = 5;
-
 impl Command {
     /// Encodes the command as it is written to the raft log.
     pub(crate) fn encode(&self) -> Bytes {
         // postcard fails on sequences of unknown length only, and there are none.
-        let encoded = postcard::to_extend(self, vec![self.version()]).unwrap_or_default();
+        let encoded = postcard::to_extend(self, vec![self.format()]).unwrap_or_default();
         Bytes::from(encoded)
     }
 
-    fn version(&self) -> u8 {
+    /// The oldest format that knows it, which it is written in, so that an older version reads what it can ([`format`]).
+    pub(crate) fn format(&self) -> u8 {
         match self {
             Self::Writes { .. } | Self::Cosigners { .. } => 1,
             Self::Messages { .. } => 4,
@@ -391,7 +390,7 @@ impl Command {
     /// [`Error::Corrupt`] for bytes of another format version, or that are no command.
     pub(crate) fn decode(bytes: &Bytes) -> Result<Self, Error> {
         match bytes.split_first() {
-            Some((&version @ 1..=COMMAND_VERSION, rest)) => {
+            Some((&version @ 1..=format::NEWEST, rest)) => {
                 let decoded = postcard::take_from_bytes(rest);
                 let (command, left) =
                     decoded.map_err(|e| Error::Corrupt(format!("a command in the raft log is damaged: {e}")))?;
@@ -399,7 +398,7 @@ impl Command {
                     return Err(Error::Corrupt(format!("{} bytes follow a command in the raft log", left.len())));
                 }
                 let command: Self = command;
-                if command.version() != version {
+                if command.format() != version {
                     return Err(Error::Corrupt(format!("a command in the raft log is not one of format {version}")));
                 }
                 if let Self::Messages { writes, counts, .. } = &command
@@ -410,7 +409,8 @@ impl Command {
                 Ok(command)
             }
             Some((version, _)) => Err(Error::Invalid(format!(
-                "the raft log holds commands of format {version}, this version reads {COMMAND_VERSION}: start the newer version again"
+                "the raft log holds commands of format {version}, this version reads {}: start the newer version again",
+                format::NEWEST
             ))),
             None => Err(Error::Corrupt("an empty command in the raft log".into())),
         }

@@ -9,6 +9,7 @@ pub mod command;
 pub mod disk;
 pub mod entry;
 pub mod error;
+pub mod format;
 pub mod merkle;
 pub mod node;
 pub mod note;

@@ -146,6 +146,11 @@ impl Daemon {
         self.settings.toml.push_str(toml);
     }
 
+    /// Other words before the command, from the next start on.
+    pub fn wrap(&mut self, wrapper: Vec<String>) {
+        self.settings.wrapper = wrapper;
+    }
+
     /// Starts the daemon and waits until it is ready.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 mod dev;
+mod finalize;
 mod held;
 mod joining;
 mod nodes;

@@ -15,10 +15,12 @@ use crate::config::is_host_and_port;
 use crate::serve::is_node_name;
 use crate::tls::{REQUEST_BYTES_MAX, Subject, is_dns_name, pin_of};
 
+mod finalize;
 mod join;
 mod permit;
 mod view;
 
+pub(crate) use finalize::{finalize, show as format};
 pub(crate) use join::join;
 pub(crate) use permit::{acquire, drain, release, resume, show as permits};
 pub(crate) use view::{cluster, figures, node, nodes};

@@ -481,6 +481,8 @@ pub(crate) static ROUTES: &[Route] = &[
     cluster::PROMOTE,
     cluster::DRAIN,
     cluster::RESUME,
+    cluster::FORMAT,
+    cluster::FINALIZE,
     cluster::PERMITS,
     cluster::NEW_PERMIT,
     cluster::RELEASE_PERMIT,

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use samovar_node::format::InForce;
 use samovar_node::node::Rows;
 use samovar_node::{Error, Key, Node, Operation, rt};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,10 @@ pub(crate) static PERMITS: Table<PermitRow> =
 pub(crate) const PERMIT: &str = "down";
 /// Id of what the local root of a node took when there was no quorum, put on the ledger later. It lets nobody do anything.
 pub(crate) const TAKEN: &str = "taken";
+
+/// What versions must read, by what it is about: `commands`.
+pub(crate) static FORMATS: Table<InForce> =
+    Table::new("~format/", ("no-format", "nothing was finalized"), |id| id == "commands", 1);
 
 /// A node, as it is to be: whoever leads makes the members of the cluster so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

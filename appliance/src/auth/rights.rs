@@ -98,8 +98,8 @@ rights! {
     ServeNodes:   Node,  "drain nodes and have the permit to go down", [Operator];
     /// Look into the running process: profiles, traces, level of the journal.
     Diagnose:     Whole, "take profiles, change the level of the journal", [];
-    /// Updates of the box: install one, go back, start it again.
-    Update:       Whole, "update this box",                      [Operator];
+    /// Updates of the box: install one, go back, start it again; and their end, the newest format in force.
+    Update:       Whole, "update this box, finalize",            [Operator];
     /// Secrets of the ledger: replace them by new ones.
     Rotate:       Whole, "rotate secrets",                       [Operator];
     /// Replace the key that signs the log: verifiers everywhere must follow.

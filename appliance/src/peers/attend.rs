@@ -11,7 +11,7 @@ use hyper::Method;
 use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::transport::Peer;
 use samovar_node::view::Member;
-use samovar_node::{Error, Node, rt};
+use samovar_node::{Error, Node, format, rt};
 
 use super::server::{Shared, serve};
 use super::transport::{REPORT, SECRETS};
@@ -255,6 +255,8 @@ pub(super) fn report(peers: &Peers, node: &Node) -> Report {
         raft_index: status.raft_index,
         free_bytes: status.free_bytes,
         disk_bytes: disk_bytes(peers.0.secrets.data()),
+        format: format::NEWEST,
+        spare_format: peers.spare_format(),
         errors: peers.0.errors.get().to_vec(),
     }
 }

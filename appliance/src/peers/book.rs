@@ -37,8 +37,19 @@ pub(crate) struct Report {
     pub(crate) free_bytes: u64,
     /// Size of that file system, if it is known.
     pub(crate) disk_bytes: Option<u64>,
+    /// The newest format of commands that its version reads.
+    #[serde(default = "first_format")]
+    pub(crate) format: u8,
+    /// The same of the version in the spare slot, if the machine has one.
+    #[serde(default)]
+    pub(crate) spare_format: Option<u8>,
     /// What is wrong with it.
     pub(crate) errors: Vec<String>,
+}
+
+/// What a version reads that does not say.
+fn first_format() -> u8 {
+    samovar_node::format::FIRST
 }
 
 /// How calls to a peer ended.

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use hyper::Method;
-use samovar_node::Node;
 use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::node::Admission;
+use samovar_node::{Node, format};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -96,6 +96,7 @@ pub(crate) async fn join(wanted: &Join<'_>) -> Result<Joined> {
         "address": config.peers_address.clone(),
         "request": tls::make_request(&secrets)?,
         "names": subject.texts().collect::<Vec<_>>(),
+        "format": format::NEWEST,
     });
     let target = Target { url: Some(wanted.url.to_owned()), ca: Some(partial.join(CA_FILE)), ..Target::default() };
     let request = Request::write(Method::POST, "/v1/cluster/join", body.to_string())

@@ -10,6 +10,7 @@ use super::{Config, Inner};
 use crate::archive::{Check, Mark, Progress};
 use crate::disk::Disk;
 use crate::error::Error;
+use crate::format;
 use crate::identity::Identity;
 use crate::ledger::Ledger;
 use crate::raft::{Consensus, Own};
@@ -59,6 +60,7 @@ pub(super) async fn open_ledger(
         let (opening, directory, shelf) = (Arc::clone(disk), config.data.clone(), Arc::clone(&shelf));
         let opened = rt::blocking(move || Ledger::open(&opening, &directory, &shelf)).await;
         let ledger = Arc::new(opened.map_err(|e| Error::Corrupt(format!("opening the ledger: {e}")))??);
+        format::check_read(&ledger)?;
         let log = config.data.join("raft");
         match Consensus::start(disk, &log, &own, Arc::clone(&ledger), Arc::clone(&transport)).await {
             Err(error @ Error::DamagedStore(_)) if again => {

@@ -448,4 +448,5 @@ fn random_lives_lose_nothing_and_repeat_from_their_seed() {
 mod blobs;
 mod clock;
 mod cluster;
+mod format;
 mod log_key;

@@ -15,6 +15,7 @@ use super::{Proposal, forward};
 use crate::clock::{self, Clock, Time};
 use crate::command::{Command, Outcome, Write, WriteCommand};
 use crate::error::Error;
+use crate::format;
 use crate::ledger::Ledger;
 use crate::log_key::NewKeys;
 use crate::view::LogInfo;
@@ -318,6 +319,7 @@ pub(crate) async fn only(answer: oneshot::Receiver<Result<Vec<Outcome>, Error>>)
 
 /// Proposes one command and waits until it is applied here.
 pub(super) async fn propose_command(core: &Core, command: &Command) -> Result<Arc<[Outcome]>, Failure> {
+    format::check_proposed(core.ledger(), command).map_err(Failure::Not)?;
     let raft = core.raft().map_err(Failure::Not)?;
     let truncations = core.log().truncations();
     let mut written = std::pin::pin!(raft.client_write(Proposal(command.encode())));

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use samovar_node::Requirement;
 use samovar_node::command::Committed;
 use samovar_node::node::Admission;
 
@@ -26,6 +27,9 @@ struct Joining {
     request: String,
     /// Names and addresses for its certificate.
     names: Vec<String>,
+    /// The newest format of commands that its version reads.
+    #[serde(default)]
+    format: Option<u8>,
 }
 
 #[derive(Serialize)]
@@ -50,12 +54,13 @@ pub(crate) async fn join(call: Call) -> Handled {
         let taken = NODES.all(&app.node).await?;
         let stored = valid(&app.node, &token).await?;
         name_is_free(&taken, &joining.name, stored.row.replaces.as_deref())?;
+        let readable = finalize::check_joining(&app.node, joining.format).await?;
         let id = next_id(&taken, &app.node);
         // Whatever can fail comes before the token is used up.
         reachable(&app).await?;
         let (certificate, ca) = certify(&app, &joining, id).await?;
         let admission = app.node.admission(id)?;
-        match admit(&app, &stored, &taken, &joining, id).await {
+        match admit(&app, (&stored, &taken, readable), &joining, id).await {
             Ok(committed) => {
                 tracing::info!(node = id, name = joining.name, "a node was admitted");
                 let (voter, vkey) = (stored.row.voter, app.node.log_info().vkey);
@@ -73,8 +78,7 @@ pub(crate) async fn join(call: Call) -> Handled {
 /// Uses the token up and admits the node, or does neither.
 async fn admit(
     app: &App,
-    stored: &Stored<JoinToken>,
-    taken: &[Stored<NodeRow>],
+    (stored, taken, readable): (&Stored<JoinToken>, &[Stored<NodeRow>], Requirement),
     joining: &Joining,
     id: u64,
 ) -> Result<Committed, Problem> {
@@ -88,7 +92,8 @@ async fn admit(
         removed_ms: None,
     };
     let used = JoinToken { used_by: id.parse().ok(), ..stored.row.clone() };
-    let mut requirements = vec![JOIN_TOKENS.unchanged(&stored.id, Some(stored.revision))?, NODES.unchanged(&id, None)?];
+    let mut requirements =
+        vec![JOIN_TOKENS.unchanged(&stored.id, Some(stored.revision))?, NODES.unchanged(&id, None)?, readable];
     let mut operations = vec![JOIN_TOKENS.put(&stored.id, &used)?, NODES.put(&id, &row)?];
     let replaced = |s: &&Stored<NodeRow>| s.row.is_current() && stored.row.replaces.as_ref() == Some(&s.row.name);
     if let Some(old) = taken.iter().find(replaced) {
@@ -146,7 +151,7 @@ fn name_is_free(taken: &[Stored<NodeRow>], name: &str, replaces: Option<&str>) -
 }
 
 /// Above every id that ever was.
-fn next_id(taken: &[Stored<NodeRow>], node: &Node) -> u64 {
+pub(super) fn next_id(taken: &[Stored<NodeRow>], node: &Node) -> u64 {
     let ids: BTreeSet<u64> = taken.iter().map(Stored::node).chain(node.members().iter().map(|m| m.node)).collect();
     ids.last().copied().unwrap_or(node.id()) + 1
 }

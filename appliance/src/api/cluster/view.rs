@@ -47,6 +47,9 @@ pub(super) struct Shown {
     age_ms: Option<u64>,
     version: Option<String>,
     slot: Option<String>,
+    /// The newest format of commands that its version reads, and what its spare slot holds, if it has one.
+    pub(super) format: Option<u8>,
+    pub(super) spare_format: Option<u8>,
     free_bytes: Option<u64>,
     disk_bytes: Option<u64>,
     pub(super) errors: Vec<String>,
@@ -164,6 +167,7 @@ pub(super) async fn all(app: &App) -> Result<Vec<Shown>, Problem> {
         own.height = Some(status.head.height);
         (own.contact_ms, own.age_ms) = (Some(0), Some(0));
         own.version = Some(env!("CARGO_PKG_VERSION").to_owned());
+        (own.format, own.spare_format) = (Some(samovar_node::format::NEWEST), app.peers.spare_format());
         own.free_bytes = Some(status.free_bytes);
         own.disk_bytes = disk_bytes(&app.data);
         own.errors = super::super::node::errors(app, &status);
@@ -174,6 +178,14 @@ pub(super) async fn all(app: &App) -> Result<Vec<Shown>, Problem> {
         shown.trails = highest.zip(shown.height).map(|(highest, height)| highest - height);
     }
     Ok(nodes)
+}
+
+#[cfg(test)]
+impl Shown {
+    /// A node that nothing is known of.
+    pub(super) fn example(name: &str) -> Self {
+        of_known(2, name.to_owned(), String::new(), &Known::default())
+    }
 }
 
 fn of_known(node: u64, name: String, address: String, known: &Known) -> Shown {
@@ -198,6 +210,8 @@ fn of_known(node: u64, name: String, address: String, known: &Known) -> Shown {
         age_ms: known.report.as_ref().map(|(_, at)| age(*at)),
         version: report.map(|report| report.version.clone()),
         slot: None,
+        format: report.map(|report| report.format),
+        spare_format: report.and_then(|report| report.spare_format),
         free_bytes: report.map(|report| report.free_bytes),
         disk_bytes: report.and_then(|report| report.disk_bytes),
         errors,

@@ -77,6 +77,25 @@ pub(super) const RESUME: Route = Route {
     ..REMOVE
 };
 
+pub(super) const FORMAT: Route = Route {
+    pattern: "/v1/cluster/format",
+    summary: "Which format of commands is in force, and what keeps a newer one from it.",
+    answers: &[(200, Some("Format"))],
+    handler: handler!(cluster::format),
+    ..CLUSTER
+};
+
+pub(super) const FINALIZE: Route = Route {
+    method: Method::POST,
+    pattern: "/v1/cluster/format",
+    summary: "Puts the newest format in force, once every node and its spare slot reads it; there is no way back.",
+    answers: &[(200, Some("Format"))],
+    problems: &[409, 412, 507],
+    handler: handler!(cluster::finalize),
+    right: Right::Update,
+    ..REMOVE
+};
+
 pub(super) const PERMITS: Route = Route {
     pattern: "/v1/permits",
     summary: "Who has the permit to go down.",

@@ -13,7 +13,7 @@ fn node_name() -> Value {
 }
 
 /// All of them, by name.
-pub(super) fn all() -> [(String, Value); 13] {
+pub(super) fn all() -> [(String, Value); 14] {
     [
         ("Cluster", cluster()),
         ("ClusterNodes", object(&["nodes"], &json!({ "nodes": list(&node()) }))),
@@ -24,6 +24,7 @@ pub(super) fn all() -> [(String, Value); 13] {
         ("JoinTokens", object(&["join_tokens"], &json!({ "join_tokens": list(&token(false)) }))),
         ("Joining", joining()),
         ("Joined", joined()),
+        ("Format", format()),
         ("Permit", permit()),
         ("Permits", permits()),
         ("NewPermit", new_permit(&["reason"], true)),
@@ -76,7 +77,7 @@ fn node() -> Value {
             "state": { "type": "string", "enum": ["member", "joining", "removing"] }, "live": yes_or_no(),
             "height": number_or_null(), "trails": number_or_null(), "contact_ms": number_or_null(),
             "age_ms": number_or_null(), "version": nullable("string"), "slot": nullable("string"),
-            "free_bytes": number_or_null(), "disk_bytes": number_or_null(), "errors": list(&text()),
+            "format": number_or_null(), "spare_format": number_or_null(), "free_bytes": number_or_null(), "disk_bytes": number_or_null(), "errors": list(&text()),
         }),
     )
 }
@@ -116,6 +117,7 @@ fn joining() -> Value {
         &json!({
             "token": text(), "name": node_name(), "address": text(), "request": text(),
             "names": { "type": "array", "items": text(), "minItems": 1, "maxItems": 64 },
+            "format": { "type": ["integer", "null"], "minimum": 0, "maximum": 255 },
         }),
     )
 }
@@ -127,6 +129,13 @@ fn joined() -> Value {
             "node": number(), "name": text(), "voter": yes_or_no(), "vkey": text(), "ca": text(), "certificate": text(),
             "admission": { "type": "object" },
         }),
+    )
+}
+
+fn format() -> Value {
+    object(
+        &["in_force", "newest", "waits_for"],
+        &json!({ "in_force": number(), "newest": number(), "waits_for": list(&text()) }),
     )
 }
 
