@@ -96,15 +96,18 @@ async fn goodput_holds(what: &str, ask: fn(String) -> Ask) {
     let seconds = setting("SAMOVAR_OVERLOAD_SECONDS", 15);
     let (warm_up, time) = (Duration::from_secs(5), Duration::from_secs(seconds));
     let offer = Offer { per_second: closed, connections, burst: BURST, warm_up, time, ask };
-    let mut best = 0;
-    for percent in [60, 70, 80, 90] {
+    // For a try by hand: the rate that was found before, and which multiples of it.
+    let (given, only) = (setting("SAMOVAR_OVERLOAD_BEST", 0), setting("SAMOVAR_OVERLOAD_ONLY", 0));
+    let mut found = given;
+    for percent in [60, 70, 80, 90].into_iter().filter(|_| given == 0) {
         let offer = Offer { per_second: closed * percent / 100, ..offer.clone() };
         let got = run(&dialer, &offer).await.unwrap();
         print(what, &format!("rising, {percent} % of that"), &offer, &got);
-        best = best.max(got.good / seconds);
+        found = found.max(got.good / seconds);
     }
+    let best = found;
     let mut results = Vec::new();
-    for factor in [1, 2, 5, 10] {
+    for factor in [1, 2, 5, 10].into_iter().filter(|factor| only == 0 || *factor == only) {
         let offer = Offer { per_second: best * factor, ..offer.clone() };
         let before = group.throttled();
         let got = run(&dialer, &offer).await.unwrap();

@@ -52,20 +52,26 @@ const OVERBOOKED: f64 = 1.1;
 /// … and some are added when more than this part gets done. Between the two is peace, since whoever gets a seat costs as much as a
 /// handshake: what it has sent meanwhile is refused or thrown away.
 const DONE_ENOUGH: f64 = 0.95;
-/// By how much seats are added at once; at most when there is room.
-const SEATS_GROW: f64 = 1.08;
-const SEATS_GROW_MAX: f64 = 2.0;
+/// By how much seats are added at once, at least and at most.
+const SEATS_GROW: f64 = 1.03;
+const SEATS_GROW_MAX: f64 = 1.5;
+/// When this part of the most that was seen gets done, and the CPU is used up, there is no room for more.
+const USED_UP: f64 = 0.9;
 /// Which part of the time the thread that serves wants a CPU when it is the CPU that lacks. When it is not, as while a disk stands
 /// still, fewer connections would get no more done, and none loses its seat.
 const BUSY: f64 = 0.9;
-/// The most that was seen to get done fades by this at each reckoning.
+/// The most that was seen to get done fades by this at each reckoning while load is shed, …
 const BEST_FADES: f64 = 0.99;
-/// Seats are taken away when too little gets done for so many reckonings in a row: what waited before load was shed is gone then.
+/// … by this when the seats that it says were too many, …
+const BEST_FADES_SHORT: f64 = 0.85;
+/// … and by this before, when more may have got done because more was to be had: the last seconds count.
+const BEST_FADES_CALM: f64 = 0.7;
+/// Once there are seats, some are taken away when too little gets done for so many reckonings in a row.
 const SHORT: u32 = 2;
 /// Reckonings between two times that seats are taken away.
-const SHRINK_PAUSE: u32 = 4;
-/// The least part of the seats that is left at once.
-const SEATS_SHRINK: f64 = 0.1;
+const SHRINK_PAUSE: u32 = 2;
+/// The most part of the seats that is left when some are taken away.
+const SEATS_SHRINK: f64 = 0.85;
 /// Seats there are at least.
 const SEATS_MIN: f64 = 4.0;
 /// Who does not ask for so long gives the seat up.
@@ -262,6 +268,7 @@ impl Shed {
         // What is not seen any more is forgotten.
         state.work -= state.work / 8;
         state.figures.add(tick);
+        state.ticks += 1;
         if !state.strained {
             let late = tick.begun >= STRAINED_REQUESTS_MIN && tick.late * 100 >= tick.begun * STRAINED_LATE_PERCENT;
             state.late_ticks = if late { state.late_ticks + 1 } else { 0 };
@@ -274,6 +281,8 @@ impl Shed {
                     wanted: (self.wanted)().unwrap_or_default(),
                     ends: state.ends,
                     work: state.work,
+                    best: state.best,
+                    pace: state.pace,
                     in_flight: state.in_flight,
                     holders: state.holders,
                     next: state.next,
@@ -283,8 +292,11 @@ impl Shed {
                 tracing::warn!(
                     "requests wait too long: those that would be answered late are refused (503) from now on"
                 );
-            } else {
-                (state.figures, state.figures_began) = (Figures::default(), now);
+            } else if state.ticks >= SEATS_TICKS {
+                let took = now.saturating_sub(state.figures_began);
+                let figures = std::mem::take(&mut state.figures);
+                (state.figures_began, state.ticks) = (now, 0);
+                state.reckon_pace(&figures, took, BEST_FADES_CALM);
             }
             return;
         }
@@ -295,7 +307,6 @@ impl Shed {
             tracing::info!("requests are answered in time again: none is refused any more");
             return;
         }
-        state.ticks += 1;
         if state.ticks < SEATS_TICKS {
             return;
         }
@@ -308,6 +319,8 @@ impl Shed {
         let busy = state.wanted.saturating_sub(before).as_secs_f64() / took.as_secs_f64();
         state.reckon_seats(&figures, took, busy);
         tracing::debug!(
+            best = state.best,
+            rate = state.rate,
             busy,
             seats = state.seats,
             holders = state.holders,
@@ -350,6 +363,14 @@ impl Figures {
 }
 
 impl State {
+    /// How fast requests get done, and the most that was seen of it.
+    fn reckon_pace(&mut self, figures: &Figures, took: Duration, fades: f64) {
+        #[allow(clippy::cast_precision_loss)]
+        let pace = figures.done as f64 / took.as_secs_f64();
+        self.pace = f64::midpoint(pace, if self.pace > 0.0 { self.pace } else { pace });
+        self.best = if self.strained { self.pace } else { pace }.max(self.best * fades);
+    }
+
     fn reckon_seats(&mut self, figures: &Figures, took: Duration, busy: f64) {
         let every = u32::try_from(figures.served).ok().filter(|n| *n > 0).map(|n| took * ACCEPTED_PART / n);
         self.accept_every = every.unwrap_or(ACCEPT_EVERY_MAX).clamp(ACCEPT_EVERY_MIN, ACCEPT_EVERY_MAX);
@@ -359,14 +380,10 @@ impl State {
                 .map(|n| n as f64);
         let done = figures.done().unwrap_or(1.0);
         self.rate = came * begun / read.max(1.0) / holders.max(1.0) / took.as_secs_f64();
-        let speed = served / took.as_secs_f64();
-        self.best = speed.max(self.best * BEST_FADES);
-        let used = speed / self.best.max(1.0);
+        self.reckon_pace(figures, took, BEST_FADES);
+        let used = served / took.as_secs_f64() / self.best.max(1.0);
         let room = if busy < BUSY { REFUSED_FOR_ONE * (1.0 - used) } else { 0.0 };
         self.catch_up = (CATCH_UP + room) * self.best * TICK.as_secs_f64();
-        #[allow(clippy::cast_precision_loss)]
-        let pace = figures.done as f64 / took.as_secs_f64();
-        self.pace = f64::midpoint(pace, if self.pace > 0.0 { self.pace } else { pace });
         self.shrunk = self.shrunk.saturating_sub(1);
         if busy >= BUSY && done < DONE_MIN {
             self.short += 1;
@@ -374,18 +391,26 @@ impl State {
         } else {
             (self.short, self.short_of) = (0, Figures::default());
         }
+        let calm = figures.refused * 10 <= figures.begun;
+        // Below the most that was seen, too few bring it about; the further, the more are added. How much the thread that serves
+        // waits says little of how much room there is, under a quota: it is small until that is used up.
+        let below = (1.0 / used.max(0.01)).sqrt().max(if busy < BUSY { (BUSY / busy.max(0.01)).cbrt() } else { 1.0 });
+        let grown = holders.max(SEATS_MIN) * below.clamp(SEATS_GROW, SEATS_GROW_MAX);
+        let patience = if self.seats.is_some() { SHORT } else { 1 };
         self.seats = match self.seats {
             Some(_) if put_off == 0.0 => None,
-            Some(seats) if busy < BUSY => {
-                let grown = holders.max(SEATS_MIN) * (1.0 / used.max(0.01)).clamp(SEATS_GROW, SEATS_GROW_MAX);
+            Some(seats) if busy < BUSY || calm && done >= DONE_ENOUGH && used < USED_UP => {
                 Some(seats.max(grown).min(holders + put_off))
             }
-            Some(seats) if done >= DONE_ENOUGH => Some(seats.max(holders.max(SEATS_MIN) * SEATS_GROW)),
-            seats if self.short < SHORT || self.shrunk > 0 => seats,
+            seats if self.short < patience || self.shrunk > 0 => seats,
             _ => {
                 self.shrunk = SHRINK_PAUSE;
                 let done = std::mem::take(&mut self.short_of).done().unwrap_or(1.0);
-                Some((holders * done * OVERBOOKED).max(holders * SEATS_SHRINK).max(SEATS_MIN))
+                // When load begins to be shed, what gets done is what waited before, and late. What the most that was seen takes is
+                // known better; unless it was of other requests: then it is not reached, and fades.
+                let wanted = (done * holders).max(self.best / self.rate.max(f64::MIN_POSITIVE)) * OVERBOOKED;
+                self.best *= BEST_FADES_SHORT;
+                Some(wanted.min(holders * SEATS_SHRINK).max(SEATS_MIN))
             }
         };
     }
