@@ -144,6 +144,11 @@ class Box:
             raise RuntimeError(f"{self.name}: `{command}` ended with {result.returncode}: {result.stdout}{result.stderr}")
         return (result.stdout if check else result.stdout + result.stderr).strip()
 
+    def send(self, file: Path, place: str) -> None:
+        """Copies a file into the box."""
+        shutil.copy(file, self.var / "sent")
+        self.ssh(f"mv /var/sent {place}")
+
     def reachable(self) -> None:
         end = time.monotonic() + PATIENCE_S
         while self.ssh("echo here", check=False) != "here":

@@ -4,6 +4,7 @@ usage: lane.py DISK.raw [esp|stick]                         in a network namespa
        lane.py DISK.raw update GOOD.raucb CRASHING.raucb    updates alone
        lane.py DISK.raw smbios                              a box that is set up by its hypervisor
        lane.py DISK.raw bad KIND/samovar-V.raucb …          bad bundles, one after the other
+       lane.py DISK.raw lynis LYNIS.deb                     what lynis says of a booted box
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import lynis
 from checks import fetched, point, result, step, tool, until
 from machine import GUEST, HOST, Machine, network
 from updating import Updates
@@ -43,6 +45,8 @@ def main() -> int:
             lane.stick_and_bios()
         if part == "smbios":
             lane.smbios()
+        if part == "lynis":
+            lynis.audit(lane, Path(sys.argv[3]).resolve())
         if part == "bad":
             Updates(lane).run_bad([Path(bundle).resolve() for bundle in sys.argv[3:]])
         if part == "update":
@@ -179,8 +183,8 @@ class Lane:
         point("it booted by BIOS", box.ssh("test -e /sys/firmware/efi || echo bios") == "bios")
         before = self.identity(box)
         step("reset")
-        box.ssh("systemctl stop samovar && cryptsetup erase --batch-mode /dev/samovar/data && rm /efi/samovar/{provisioned,machine-id}"
-                " && sfdisk --delete --no-reread --no-tell-kernel $(lsblk -npo PKNAME /dev/samovar/esp) 5 && systemctl reboot --force --force", check=False)  # fmt: skip
+        box.restart("systemctl stop samovar && cryptsetup erase --batch-mode /dev/samovar/data && rm /efi/samovar/{provisioned,machine-id}"
+                " && sfdisk --delete --no-reread --no-tell-kernel $(lsblk -npo PKNAME /dev/samovar/esp) 5 && systemctl reboot --force --force")  # fmt: skip
         box.console("samovar: slot A, try")
         box.reachable()
         self.ready(box)
@@ -228,7 +232,7 @@ class Lane:
             step(how)
             if slot == "A":
                 box.ssh("rauc status mark-active other")
-            box.ssh("systemctl reboot", check=False)
+            box.restart()
             box.console(f"samovar: slot {slot}, try 1")
             box.reachable()
             self.ready(box)

@@ -33,9 +33,12 @@ class Machine:
     def __init__(self, work: Path, name: str, disk: Path, *, bios: bool = False, tpm: bool = True, memory_mib: int = 1024):
         self.work, self.name, self.disk, self.bios, self.tpm, self.memory_mib = work, name, disk, bios, tpm, memory_mib
         self.serial = work / f"{name}.serial"
-        # USB sticks that are in, and whether the network is plugged in.
+        # USB sticks that are in, and whether there is a controller for them in any case.
         self.sticks: list[Path] = []
+        self.usb = False
         self.credentials: dict[str, Path] = {}
+        # The generation id that the hypervisor gives the machine.
+        self.generation = ""
         self.qemu: subprocess.Popen | None = None
         self.swtpm: subprocess.Popen | None = None
         self.seen = 0
@@ -63,7 +66,7 @@ class Machine:
                 shutil.copy(FIRMWARE / "OVMF_VARS_4M.fd", variables)
             command += ["-drive", f"if=pflash,format=raw,readonly=on,file={FIRMWARE}/OVMF_CODE_4M.fd",
                         "-drive", f"if=pflash,format=raw,file={variables}"]  # fmt: skip
-        if self.sticks:
+        if self.sticks or self.usb:
             command += ["-device", "qemu-xhci"]
         for number, stick in enumerate(self.sticks):
             command += ["-drive", f"if=none,id=stick{number},file={stick},format=raw",
@@ -71,6 +74,8 @@ class Machine:
         for name, file in self.credentials.items():
             encoded = subprocess.run(["base64", "-w0", file], check=True, capture_output=True, text=True).stdout
             command += ["-smbios", f"type=11,value=io.systemd.credential.binary:{name}={encoded}"]
+        if self.generation:
+            command += ["-device", f"vmgenid,guid={self.generation}"]
         if self.tpm:
             command += self.start_tpm()
         with (self.work / f"{self.name}.qemu").open("w") as log:
@@ -132,6 +137,12 @@ class Machine:
         if check and result.returncode:
             raise RuntimeError(f"{self.name}: `{command}` ended with {result.returncode}: {result.stdout}{result.stderr}")
         return result.stdout.strip()
+
+    def restart(self, command: str = "systemctl reboot") -> None:
+        """Runs a command that starts the machine anew: what is waited for on its serial line next comes after it. (GRUB says each line
+        twice there by UEFI, so that the second of the boot before would do.)"""
+        self.seen = len(self.text())
+        self.ssh(command, check=False)
 
     def send(self, file: Path, place: str) -> None:
         """Copies a file into the machine."""

@@ -87,7 +87,7 @@ class Updates:
         self.lane.ready(self.box)
 
     def restart(self, slot: str) -> None:
-        self.box.ssh("systemctl reboot", check=False)
+        self.box.restart()
         self.boot(slot)
 
     def state(self) -> dict:
@@ -130,7 +130,7 @@ class Updates:
 
     def zeroed(self) -> None:
         step("GRUB's environment zeroed")
-        self.box.ssh(f"dd if=/dev/zero of={GRUBENV} bs=1024 count=1 conv=notrunc,fsync status=none && systemctl reboot", check=False)
+        self.box.restart(f"dd if=/dev/zero of={GRUBENV} bs=1024 count=1 conv=notrunc,fsync status=none && systemctl reboot")
         self.box.console("samovar: slot A")
         self.box.reachable()
         self.lane.ready(self.box)
@@ -167,7 +167,7 @@ class Updates:
 
     def garbled(self) -> None:
         step("GRUB's environment garbled: it starts slot A, which was confirmed before")
-        self.box.ssh(f"dd if=/dev/urandom of={GRUBENV} bs=1024 count=1 conv=notrunc,fsync status=none && systemctl reboot", check=False)
+        self.box.restart(f"dd if=/dev/urandom of={GRUBENV} bs=1024 count=1 conv=notrunc,fsync status=none && systemctl reboot")
         self.box.console("samovar: slot A")
         self.box.reachable()
         self.lane.ready(self.box)
@@ -190,7 +190,7 @@ class Updates:
         self.box.ssh("samovar update install /var/tmp/bad.raucb", patience_s=900)
         self.box.ssh("rm /var/tmp/bad.raucb")
         began = time.monotonic()
-        self.box.ssh("samovar update restart", check=False)
+        self.box.restart("samovar update restart")
         for count in range(1, bad.tries + 1):
             self.box.console(f"samovar: slot {spare}, try {count}")
         self.box.console(f"samovar: slot {good}, try 1")
@@ -228,7 +228,7 @@ class Updates:
     def rescue(self) -> None:
         step("no slot left to try")
         self.box.send(self.good, "/var/tmp/good.raucb")
-        self.box.ssh(f"grub-editenv {GRUBENV} set A_OK=0 B_OK=0 && systemctl reboot", check=False)
+        self.box.restart(f"grub-editenv {GRUBENV} set A_OK=0 B_OK=0 && systemctl reboot")
         self.box.console("samovar: slot B, try rescue")
         point("the console names it", bool(self.box.console("RESCUE")))
         self.box.reachable()
