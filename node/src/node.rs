@@ -425,7 +425,7 @@ impl Inner {
             rt::spawn(until(stopping.clone(), tasks::checkpoints(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_core(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::watch_epoch(Arc::clone(self)))),
-            rt::spawn(until(stopping.clone(), tasks::watch_clocks(Arc::clone(self)))),
+            rt::spawn(until(stopping.clone(), tasks::watch_fitness(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::maintain(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), tasks::scrub(Arc::clone(self)))),
             rt::spawn(until(stopping.clone(), refused::keep(Arc::clone(self)))),

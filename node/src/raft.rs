@@ -301,14 +301,17 @@ impl Consensus {
         self.clocks.off_ms()
     }
 
-    /// Compares this node's clock with its peers' and hands the lead over when it is off, for as long as the node runs.
-    pub(crate) async fn watch_clocks(&self, proposer: &Proposer) {
+    /// Compares this node's clock with its peers' and hands the lead over when it is off, or when a snapshot that a peer needs
+    /// cannot be made here; for as long as the node runs.
+    pub(crate) async fn watch_fitness(&self, proposer: &Proposer) {
         loop {
-            if self.clocks.next().await
+            let off = self.clocks.next().await;
+            let unable = self.ledger().salts.take_damage();
+            if (off || unable)
                 && self.leads_others()
                 && let Err(error) = self.hand_over(proposer, None).await
             {
-                tracing::warn!(%error, "the lead could not be handed over to a node whose clock is right");
+                tracing::warn!(%error, "the lead could not be handed over to a node that is fitter for it");
             }
         }
     }

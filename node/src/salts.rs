@@ -8,6 +8,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest::{Context, SHA256};
@@ -26,12 +27,13 @@ pub(crate) type Salt = [u8; SALT_BYTES];
 #[derive(Clone)]
 pub(crate) struct Salts {
     file: Arc<dyn File>,
+    damaged: Arc<AtomicBool>,
 }
 
 impl Salts {
     pub(crate) fn open(disk: &dyn Disk, path: &Path) -> Result<Self, Error> {
         let file = disk.open(path, true).map_err(|e| Error::io(format!("opening {}", path.display()), &e))?;
-        Ok(Self { file: Arc::from(file) })
+        Ok(Self { file: Arc::from(file), damaged: Arc::default() })
     }
 
     /// Writes the salts of consecutive slots.
@@ -62,6 +64,16 @@ impl Salts {
             self.write(slot, &[0; SALT_BYTES])?;
         }
         self.sync()
+    }
+
+    /// Notes that a salt was found not to fit its value.
+    pub(crate) fn note_damage(&self) {
+        self.damaged.store(true, Relaxed);
+    }
+
+    /// Whether one was found so since this was asked last.
+    pub(crate) fn take_damage(&self) -> bool {
+        self.damaged.swap(false, Relaxed)
     }
 
     pub(crate) fn sync(&self) -> Result<(), Error> {

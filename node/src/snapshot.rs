@@ -22,7 +22,7 @@ use crate::ledger::{HeadRow, Ledger};
 use crate::machine::Source;
 use crate::planted::{Bug, planted};
 use crate::rt;
-use crate::salts::SALT_BYTES;
+use crate::salts::{self, SALT_BYTES};
 use crate::store::values;
 
 mod pace;
@@ -118,12 +118,26 @@ fn push_item(ledger: &Ledger, mut frame: Frame, chunk: &mut Vec<u8>) -> Result<(
         }
         salts
     };
+    check_salts(&frame, &salts).inspect_err(|_| ledger.salts.note_damage())?;
     let start = chunk.len();
     chunk.extend_from_slice(&[0; LENGTH_BYTES]);
     frame.encode(chunk);
     chunk.extend_from_slice(&salts);
     let length = u32::try_from(chunk.len() - start - LENGTH_BYTES).unwrap_or(u32::MAX);
     chunk[start..start + LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+    Ok(())
+}
+
+/// Looks whether the values of a frame open with their salts. A peer that got one that does not would lose the value too, and
+/// write it over a salt of its own that is whole.
+fn check_salts(frame: &Frame, salts: &[u8]) -> Result<(), Error> {
+    for ((slot, value), salt) in (frame.first_slot..).zip(&frame.values).zip(salts.as_chunks::<SALT_BYTES>().0) {
+        if let values::Stored::Ciphertext(bytes) = value {
+            // Of entries that begin at one slot, only the last has values.
+            let entries = frame.lines.partition_point(|stored| stored.slot <= slot) as u64;
+            salts::open(salt, frame.first + entries.saturating_sub(1), bytes.clone())?;
+        }
+    }
     Ok(())
 }
 

@@ -156,9 +156,9 @@ pub(super) async fn watch_epoch(node: Arc<Inner>) {
     node.fail(Error::Superseded(why));
 }
 
-/// Leaves the lead to others while this node's clock is wrong.
-pub(super) async fn watch_clocks(node: Arc<Inner>) {
-    node.consensus.watch_clocks(&node.proposer).await;
+/// Leaves the lead to others while this node's clock is wrong, or its salts are damaged.
+pub(super) async fn watch_fitness(node: Arc<Inner>) {
+    node.consensus.watch_fitness(&node.proposer).await;
 }
 
 /// Looks after free space and durability.

@@ -123,8 +123,11 @@ pub(crate) async fn driver(core: Core, heard: Heard, draining: Draining, clocks:
             rt::sleep(LOOK_ALONE).await;
             continue;
         };
-        if view.leads || !view.votes || core.link().standing.accusation().is_some() {
+        if view.leads {
             heard.now();
+        }
+        // Not so who does not vote: it may, by a change that it has not heard of, and then those who have need its answer.
+        if view.leads || !view.votes || core.link().standing.accusation().is_some() {
             if view.alone {
                 rt::sleep(LOOK_ALONE).await;
             }

@@ -8,6 +8,7 @@ use crate::archive::Mark;
 use crate::command::{OperationCommand, WriteCommand};
 use crate::ledger::HeadRow;
 use crate::machine::{Input, Position};
+use crate::salts::SALT_BYTES;
 use crate::snapshot::{Receiver, Sender};
 use crate::store::outcomes;
 use crate::view::{Change, Opening};
@@ -326,6 +327,28 @@ fn an_archive_that_a_snapshot_finds_damaged_is_mended_at_once() {
         transfer(&leader, &follower, end(&leader)).await.expect("the archive was made again from the store");
         assert_eq!(chain_of(&leader), chain_of(&follower));
         assert_eq!(leader.archive.status().repaired_segments, 1);
+        node.stop().await;
+    });
+}
+
+/// A bit that flips in the leader's salts must not cost a peer its whole copy of the value.
+#[test]
+fn a_damaged_salt_is_not_passed_on_to_a_peer() {
+    const SEED: u64 = 26;
+    let (machine, peer) = (Machine::new(SEED), Peer::new(SEED));
+    let mut serial = 0;
+    simulate(SEED, async {
+        let node = machine.start().await.unwrap();
+        let leader = Arc::clone(&node.inner.ledger);
+        history(&node, &mut StdRng::seed_from_u64(SEED), &mut serial).await;
+        let revision = write_one(&node, put("kept", 100)).await.transaction;
+        let slot = leader.chain().head.slots - 1;
+        let salts = Config::new(DATA).data.join("salts");
+        assert!(machine.disk.flip_bit(&salts, 8 * SALT_BYTES as u64 * slot), "{} is shorter", salts.display());
+        let follower = peer.open().unwrap();
+        let refused = transfer(&leader, &follower, end(&leader)).await;
+        let what = format!("revision {revision} is damaged");
+        assert!(matches!(&refused, Err(Error::Corrupt(why)) if why.contains(&what)), "{refused:?}");
         node.stop().await;
     });
 }

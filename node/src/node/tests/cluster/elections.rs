@@ -126,6 +126,39 @@ fn a_node_back_from_isolation_deposes_nobody() {
     });
 }
 
+/// Four voters, of whom one is dead, and one has not heard yet that it is one: without its vote there is no majority.
+#[test]
+fn a_voter_that_does_not_know_that_it_is_one_has_its_vote() {
+    const SEED: u64 = 42;
+    const LATE: u64 = 4;
+    simulate(SEED, async {
+        let world = World::with_spares(SEED, 3, 1);
+        world.found_cluster().await;
+        world.join(LATE).await;
+        world.take_in(LATE).await;
+        sleep_true(Duration::from_secs(1)).await;
+        let leader = world.wait_for_leader().await;
+        for id in world.ids() {
+            world.network().cut(id, LATE);
+            world.network().cut(LATE, id);
+        }
+        world.on(leader, |node| async move { node.promote(LATE).await }).await.unwrap().unwrap();
+        let votes = world.node(LATE).unwrap().1.members().iter().any(|member| member.voter && member.node == LATE);
+        assert!(!votes, "node {LATE} was told that it votes: does this test see anything?");
+        let dead = world.ids().into_iter().find(|id| *id != leader).unwrap();
+        world.crash(dead);
+        world.crash(leader);
+        world.network().heal();
+        assert!(world.start(leader).await);
+        world.leads_at_last().await.unwrap();
+        let wrote = world.on(LATE, |node| async move { node.write(put("after")).await }).await;
+        assert!(matches!(wrote, Some(Ok(_))), "{wrote:?}");
+        for id in world.ids().into_iter().chain([LATE]) {
+            world.crash(id);
+        }
+    });
+}
+
 #[test]
 fn stalled_disks_make_no_election() {
     const SEED: u64 = 41;

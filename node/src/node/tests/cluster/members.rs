@@ -6,6 +6,7 @@ use super::super::*;
 use super::elections;
 use super::world::World;
 use crate::rt::sim::{sleep_true, spawn_outside};
+use crate::salts::SALT_BYTES;
 use crate::view::Opening;
 
 fn put(name: &str, bytes: usize) -> Write {
@@ -214,6 +215,35 @@ fn a_member_that_was_away_is_brought_up_by_a_snapshot_and_an_erase_holds_everywh
                 let erased = matches!(record.openings[0].1, Opening::Erased { .. });
                 assert!(erased, "node {id}: {:?}", record.openings[0].1);
             }
+        }
+    });
+}
+
+/// Who leads finds the damage when it sends the value to a member that was away: it sends nothing that is damaged, and leaves
+/// that to another.
+#[test]
+fn a_leader_with_a_damaged_salt_has_another_bring_up_who_was_away() {
+    const SEED: u64 = 35;
+    simulate(SEED, async {
+        let world = World::new(SEED, 3);
+        world.found_cluster().await;
+        let leader = world.wait_for_leader().await;
+        let others: Vec<u64> = world.ids().into_iter().filter(|id| *id != leader).collect();
+        world.crash(others[0]);
+        write_at(&world, leader, put("late", 100)).await.unwrap();
+        let slot = world.node(leader).unwrap().1.inner.ledger.chain().head.slots - 1;
+        for n in 0..20 {
+            write_at(&world, leader, put(&format!("k{n}"), 20_000)).await.unwrap();
+        }
+        sleep_true(Duration::from_secs(12)).await;
+        let salts = Config::new(DATA).data.join("salts");
+        assert!(world.disk(leader).flip_bit(&salts, 8 * SALT_BYTES as u64 * slot));
+        assert!(world.start(others[0]).await);
+        converge(&world, &others).await;
+        assert!(others.contains(&world.wait_for_leader().await), "node {leader} leads still");
+        read_at(&world, others[0], "late").await.unwrap();
+        for id in world.ids() {
+            world.crash(id);
         }
     });
 }

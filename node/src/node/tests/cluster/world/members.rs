@@ -179,13 +179,18 @@ impl World {
 
     /// Has the leader take a node in and make it a voter.
     pub(crate) async fn grow(&self, id: u64) {
+        self.take_in(id).await;
+        self.lead(&format!("promoting node {id}"), |node| async move { node.promote(id).await }).await;
+    }
+
+    /// Has the leader take a node in as a learner.
+    pub(crate) async fn take_in(&self, id: u64) {
         let (address, cosigner) = (format!("node{id}:8444"), self.cosigner(id));
         let adding = |node: Node| {
             let (address, cosigner) = (address.clone(), cosigner.clone());
             async move { node.add_learner(id, &address, &cosigner).await }
         };
         self.lead(&format!("taking in node {id}"), adding).await;
-        self.lead(&format!("promoting node {id}"), |node| async move { node.promote(id).await }).await;
     }
 
     /// Does something on whoever leads, until it is done; panics after a minute.
