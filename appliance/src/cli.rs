@@ -78,6 +78,9 @@ enum Command {
         /// Address of the API [default: 0.0.0.0:8443]
         #[arg(long, value_name = "ADDR:PORT")]
         listen: Option<SocketAddr>,
+        /// More names and addresses of its certificate, as `tls.names`
+        #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+        tls_names: Vec<String>,
         /// Key-encryption key under which the private keys are sealed [default: the credential samovar.kek, if there is one]
         #[arg(long, value_name = "FILE")]
         kek: Option<PathBuf>,
@@ -194,9 +197,10 @@ pub(crate) struct Usage(pub(crate) String);
 pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let format = cli.output;
     let done = match cli.command {
-        Command::Init { data, name, listen, kek } => {
+        Command::Init { data, name, listen, tls_names, kek } => {
             let kek = KekFiles { current: kek, old: None }.or_credentials();
-            init(&data, name.as_deref(), listen, &kek).and_then(|made| announce(&made, &data, format))
+            let shown = crate::serve::Shown { listen, names: tls_names };
+            init(&data, name.as_deref(), &shown, &kek).and_then(|made| announce(&made, &data, format))
         }
         Command::Serve { config, data } => crate::serve::serve(crate::serve::Source { file: config, data }),
         Command::Dev { nodes, data } => crate::serve::dev(nodes, data),

@@ -44,7 +44,7 @@ mod sockets;
 
 pub(crate) use dev::dev;
 pub(crate) use directory::{ADMIN_TOKEN_FILE, LOCK_FILE, VKEY_FILE, write_vkey};
-pub(crate) use init::{Made, init, is_node_name};
+pub(crate) use init::{Made, Shown, init, is_node_name};
 pub(crate) use join::{Join, Joined, join};
 pub(crate) use local::SOCKET_FILE;
 pub(crate) use machine_clock::{is_synchronised, somebody_knows};

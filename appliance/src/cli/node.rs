@@ -35,6 +35,9 @@ pub(super) struct Join {
     /// Address of its API [default: 0.0.0.0:8443]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
+    /// More names and addresses of its certificate, as `tls.names`
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    tls_names: Vec<String>,
     /// Address for its peers [default: 0.0.0.0:8444]
     #[arg(long, value_name = "ADDR:PORT")]
     peers: Option<SocketAddr>,
@@ -216,12 +219,13 @@ pub(super) enum Node {
 
 pub(super) async fn join(join: &Join, format: Format) -> anyhow::Result<()> {
     let kek = KekFiles { current: join.kek.clone(), old: None }.or_credentials();
+    let shown = crate::serve::Shown { listen: join.listen, names: join.tls_names.clone() };
     let wanted = crate::serve::Join {
         url: &join.url,
         token_file: &join.token_file,
         data: &join.data,
         name: join.name.as_deref(),
-        listen: join.listen,
+        shown: &shown,
         peers: join.peers,
         address: join.peers_address.as_deref(),
         kek: &kek,

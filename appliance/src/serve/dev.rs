@@ -45,7 +45,7 @@ pub(crate) fn dev(nodes: u8, data: Option<PathBuf>) -> Result<()> {
 
 fn one(data: &Path) -> Result<()> {
     if !data.join(VKEY_FILE).exists() {
-        init(data, None, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT))), &KekFiles::default())?;
+        init(data, None, &SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).into(), &KekFiles::default())?;
     }
     let source = source(data);
     let config = source.load()?;
@@ -59,7 +59,7 @@ fn several(nodes: u8, data: &Path) -> Result<()> {
     let first = node_directory(data, 1);
     if !first.join(VKEY_FILE).exists() {
         std::fs::create_dir_all(data).with_context(|| format!("making {}", data.display()))?;
-        init(&first, Some("node-1"), Some(free(PORT)?), &KekFiles::default())?;
+        init(&first, Some("node-1"), &free(PORT)?.into(), &KekFiles::default())?;
         let peers = format!("[peers]\nlisten = \"{}\"\n", free(PORT + 1)?);
         let file = std::fs::OpenOptions::new().append(true).open(first.join(DATA_FILE));
         file.and_then(|mut file| file.write_all(peers.as_bytes())).context("writing samovar.toml of the first node")?;
@@ -140,7 +140,7 @@ async fn admit(data: &Path, n: u8) -> Result<()> {
         token_file: &file,
         data: &own,
         name: Some(&format!("node-{n}")),
-        listen: Some(free(PORT + step)?),
+        shown: &free(PORT + step)?.into(),
         peers: Some(free(PORT + 1 + step)?),
         address: None,
         kek: &KekFiles::default(),

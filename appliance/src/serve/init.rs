@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow, bail};
 use samovar_node::disk::{Disk, OsDisk};
 use samovar_node::{Node, rt};
+use serde_json::json;
 
 use super::directory::{ADMIN_TOKEN_FILE, DataDirectory, VKEY_FILE, write_vkey};
 use super::node_config;
@@ -43,13 +44,46 @@ impl Made {
     }
 }
 
+/// How a new node is shown to its clients: where it listens, and what its certificate names besides the machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shown {
+    /// Address of the API; by default all of the machine's.
+    pub(crate) listen: Option<SocketAddr>,
+    /// More names and addresses of its certificate: `tls.names`.
+    pub(crate) names: Vec<String>,
+}
+
+impl From<SocketAddr> for Shown {
+    fn from(listen: SocketAddr) -> Self {
+        Self { listen: Some(listen), names: Vec::new() }
+    }
+}
+
+impl Shown {
+    /// The address for the certificate.
+    pub(super) fn address(&self) -> IpAddr {
+        self.listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |listen| listen.ip())
+    }
+
+    /// What `samovar.toml` in the data directory says of it.
+    pub(super) fn settings(&self) -> String {
+        let listen = self.listen.map_or(String::new(), |listen| format!("[listen]\napi = \"{listen}\"\n"));
+        // A list of JSON strings is one of TOML.
+        let names =
+            if self.names.is_empty() { String::new() } else { format!("[tls]\nnames = {}\n", json!(self.names)) };
+        listen + &names
+    }
+}
+
 /// Makes a ledger: keys, certificates, the chain's files and a first admin key. All or nothing: a crash in the middle
 /// leaves a directory that another `init` clears and `serve` refuses. The node is named after the host unless `name`
-/// says otherwise; `listen` is kept in `samovar.toml` in the data directory. Private keys are sealed from the first byte on
+/// says otherwise; `shown` is kept in `samovar.toml` in the data directory. Private keys are sealed from the first byte on
 /// if there is a key-encryption key.
-pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>, kek: &KekFiles) -> Result<Made> {
+pub(crate) fn init(data: &Path, name: Option<&str>, shown: &Shown, kek: &KekFiles) -> Result<Made> {
     let name = node_name(name)?;
     let seal = kek.read(data)?;
+    let settings = shown.settings();
+    let names = Config::parse("the configuration of the new ledger", &settings)?.tls_names;
     let (directory, partial) = DataDirectory::begin(data)?;
     let secrets = Secrets::new(&partial, seal);
     let defaults = Config::parse("(defaults)", "")?;
@@ -57,11 +91,10 @@ pub(crate) fn init(data: &Path, name: Option<&str>, listen: Option<SocketAddr>, 
     let made = Made::of(&partial);
     let disk: Arc<dyn Disk> = Arc::new(OsDisk);
     let log = Node::init(&disk, &config, &name, &origin(&name)).map_err(|e| anyhow!("making the ledger: {e}"))?;
-    let address = listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |a| a.ip());
-    tls::make(&secrets, &Subject::of(&name, address, &[]).of_node(FIRST_NODE))?;
+    tls::make(&secrets, &Subject::of(&name, shown.address(), &names).of_node(FIRST_NODE))?;
     write_vkey(&partial, &log.vkey)?;
-    if let Some(listen) = listen {
-        write_new(&partial.join(DATA_FILE), format!("[listen]\napi = \"{listen}\"\n").as_bytes(), Mode::Public)?;
+    if !settings.is_empty() {
+        write_new(&partial.join(DATA_FILE), settings.as_bytes(), Mode::Public)?;
     }
     let token = first_admin_key(config, Peers::new(&defaults, &secrets))?;
     write_new(&made.token, format!("{token}\n").as_bytes(), Mode::Secret)?;

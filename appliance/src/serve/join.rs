@@ -1,7 +1,7 @@
 //! `samovar join`: the data directory of a node that joins a cluster. It makes its own keys, proves by a join token that it may
 //! come, and checks by the same token that it talks to the right ledger: the token pins the key of the ledger's CA.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::directory::{DataDirectory, write_vkey};
-use super::init::node_name;
+use super::init::{Shown, node_name};
 use super::node_config;
 use crate::auth::JoinTokenText;
 use crate::client::{Client, Request, Target};
@@ -41,8 +41,8 @@ pub(crate) struct Join<'a> {
     pub(crate) data: &'a Path,
     /// Name; the host's by default.
     pub(crate) name: Option<&'a str>,
-    /// Address of the API.
-    pub(crate) listen: Option<SocketAddr>,
+    /// How it is shown to its clients.
+    pub(crate) shown: &'a Shown,
     /// Address for peers.
     pub(crate) peers: Option<SocketAddr>,
     /// Where peers reach it, `HOST:PORT`.
@@ -88,8 +88,7 @@ pub(crate) async fn join(wanted: &Join<'_>) -> Result<Joined> {
 
     let roots = pinned_authority(wanted.url, &token).await?;
     write_new(&partial.join(CA_FILE), roots.as_bytes(), Mode::Public)?;
-    let listen = wanted.listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
-    let subject = Subject::of(&name, listen, &address_name(&config));
+    let subject = Subject::of(&name, wanted.shown.address(), &names(&config));
     let body = json!({
         "token": token.text(),
         "name": name,
@@ -127,10 +126,7 @@ fn keep(secrets: &Secrets, config: &Config, name: &str, answer: &Answer, setting
 
 /// What `samovar.toml` in the data directory will say.
 fn settings(wanted: &Join<'_>) -> String {
-    let mut text = String::new();
-    if let Some(listen) = wanted.listen {
-        text += &format!("[listen]\napi = \"{listen}\"\n");
-    }
+    let mut text = wanted.shown.settings();
     if wanted.peers.is_some() || wanted.address.is_some() {
         text += "[peers]\n";
     }
@@ -143,12 +139,13 @@ fn settings(wanted: &Join<'_>) -> String {
     text
 }
 
-/// The host under which peers reach it, which its certificate may as well name.
-fn address_name(config: &Config) -> Vec<String> {
+/// What its certificate names besides the machine: what is configured, and the host under which peers reach it.
+fn names(config: &Config) -> Vec<String> {
     let address = config.peers_address.clone();
     let host = address.rsplit_once(':').map_or("", |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Some(host).filter(|host| tls::is_dns_name(host) || host.parse::<IpAddr>().is_ok()).into_iter().collect()
+    let host = Some(host).filter(|host| tls::is_dns_name(host) || host.parse::<IpAddr>().is_ok());
+    host.into_iter().chain(config.tls_names.iter().cloned()).collect()
 }
 
 /// The CAs of the ledger at a URL, whose first has the key that the token pins. They come over a connection to whoever

@@ -44,8 +44,8 @@ impl Answer {
 impl Daemon {
     fn start() -> Self {
         let data = tempfile::tempdir().expect("a directory");
-        init(data.path(), Some("test"), Some("127.0.0.1:0".parse().expect("address")), &KekFiles::default())
-            .expect("init");
+        let anywhere = Shown::from(SocketAddr::from(([127, 0, 0, 1], 0)));
+        init(data.path(), Some("test"), &anywhere, &KekFiles::default()).expect("init");
         let token = std::fs::read_to_string(data.path().join("admin.token")).expect("a token").trim().to_owned();
         let (address, stop, reload, thread) = run_daemon(data.path());
         Self { address, data, token, stop: Some(stop), reload, thread: Some(thread) }
@@ -260,7 +260,7 @@ fn a_data_directory_is_guarded() {
     drop(daemon);
     let other = tempfile::tempdir().expect("a directory");
     std::fs::create_dir(other.path().join("mine")).expect("made");
-    let refused = init(other.path(), None, None, &KekFiles::default()).expect_err("not empty");
+    let refused = init(other.path(), None, &Shown::default(), &KekFiles::default()).expect_err("not empty");
     assert!(refused.to_string().contains("is not empty"), "{refused}");
     assert!(other.path().join("mine").exists(), "nothing of the user's is touched");
 }
@@ -274,8 +274,28 @@ fn an_unfinished_init_is_refused_and_then_done_again() {
     drop(directory);
     let refused = DataDirectory::open(data.path()).err().expect("not complete");
     assert!(refused.to_string().contains("did not finish"), "{refused}");
-    init(data.path(), Some("again"), None, &KekFiles::default()).expect("a second init completes");
+    init(data.path(), Some("again"), &Shown::default(), &KekFiles::default()).expect("a second init completes");
     DataDirectory::open(data.path()).expect("complete");
+}
+
+#[test]
+fn a_new_certificate_has_the_names_that_init_is_told() {
+    let data = tempfile::tempdir().expect("a directory");
+    let names = ["box.example", "192.0.2.7"].map(str::to_owned).to_vec();
+    let shown = Shown { listen: None, names: names.clone() };
+    init(data.path(), Some("test"), &shown, &KekFiles::default()).expect("init");
+    let subject = |names: &[String]| tls::Subject::of("test", [127, 0, 0, 1].into(), names);
+    let secrets = Secrets::clear(data.path());
+    assert_eq!(tls::refused_names(&secrets, &subject(&names)).expect("a certificate"), []);
+    let refused = tls::refused_names(&secrets, &subject(&["other.example".to_owned()])).expect("a certificate");
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    let config = Config::load(Some(&data.path().join("samovar.toml")), Some(data.path())).expect("configuration");
+    assert_eq!(config.tls_names, names, "and the daemon goes by them");
+    let wrong = Shown { listen: None, names: vec!["a name".to_owned()] };
+    let other = tempfile::tempdir().expect("a directory");
+    let refused = init(other.path(), Some("test"), &wrong, &KekFiles::default()).expect_err("no name");
+    assert!(format!("{refused:#}").contains("`a name` is neither a host name nor an address"), "{refused:#}");
+    init(other.path(), Some("test"), &Shown::default(), &KekFiles::default()).expect("nothing was begun");
 }
 
 impl Daemon {

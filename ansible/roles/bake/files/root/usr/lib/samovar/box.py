@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ESP = Path("/efi/samovar")
@@ -63,6 +64,23 @@ def sync(path: Path) -> None:
 def output(*command: str) -> str:
     """Standard output of a command, "" if it fails."""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def daemon() -> dict:
+    """The daemon's configuration as it stands in its file; OSError, tomllib.TOMLDecodeError."""
+    return tomllib.loads((ETC / "samovar.toml").read_text())
+
+
+def shown(address: str) -> list[str]:
+    """Options of `samovar init` and `join`: what the new certificate names. `address` is the site's, with its prefix length, or ""."""
+    host = address.split("/")[0]
+    options = [f"--listen={f'[{host}]' if ':' in host else host}:8443"] if host else []
+    try:
+        names = daemon().get("tls", {}).get("names", [])
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        say(f"<4>samovar.toml: {error}; the certificate names the machine and its address alone")
+        names = []
+    return options + ([f"--tls-names={','.join(names)}"] if names else [])
 
 
 def image() -> dict[str, str]:
