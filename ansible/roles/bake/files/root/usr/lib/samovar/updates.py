@@ -122,7 +122,7 @@ def inspect(path: str, state: dict) -> dict:
     found = {"version": bundle["update"]["version"], "data_format": int(meta.get("data-format", "1"))}
     if not (in_rescue() and found["version"] == image()["version"]):
         follow(image()["version"], found["version"], meta.get("minimum", "0.0.0"))
-    reads(found, state)
+    reads(found, state | {"data_format": finalized(state)})
     return found
 
 
@@ -148,6 +148,12 @@ def follow(now: str, then: str, minimum: str) -> None:
         raise Refused(f"version {then} is older than {now}: samovar update rollback goes back to the other slot")
     if there[0] > here[0] + 1 or (there[0] == here[0] + 1 and there[1] > 0) or (there[0] == here[0] and there[1] > here[1] + 1):
         raise Refused(f"from {now} to {then} leaves a minor version out: install {here[0]}.{here[1] + 1} first")
+
+
+def finalized(state: dict) -> int:
+    """What a version must read: the format of commands that the ledger is finalized for; what was known last, when it does not say."""
+    said = output("samovar", "finalize", "--preview", "--output", "json")
+    return max(state["data_format"], json.loads(said)["in_force"]) if said else state["data_format"]
 
 
 def reads(found: dict, state: dict) -> None:
