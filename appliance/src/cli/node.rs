@@ -23,7 +23,7 @@ use crate::secrets::KekFiles;
 pub(super) struct Join {
     /// URL of a node of the cluster that votes, `https://HOST:8443`
     url: String,
-    /// File with the join token
+    /// File with the join token, or - for standard input
     #[arg(long, value_name = "FILE")]
     token_file: PathBuf,
     /// Data directory; must be empty or not exist

@@ -1,6 +1,8 @@
 //! `samovar join`: the data directory of a node that joins a cluster. It makes its own keys, proves by a join token that it may
 //! come, and checks by the same token that it talks to the right ledger: the token pins the key of the ledger's CA.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +37,7 @@ const ANSWER_BYTES_MAX: usize = 256 << 10;
 pub(crate) struct Join<'a> {
     /// A node of the cluster.
     pub(crate) url: &'a str,
-    /// File with the join token.
+    /// File with the join token; `-` is standard input.
     pub(crate) token_file: &'a Path,
     /// Data directory to be made.
     pub(crate) data: &'a Path,
@@ -159,10 +161,19 @@ async fn pinned_authority(url: &str, token: &JoinTokenText) -> Result<String> {
     Ok(roots)
 }
 
+/// Whoever becomes another user for the join can hand the token over without making a file that this user may read.
 fn read_token(path: &Path) -> Result<JoinTokenText> {
-    let shown = path.display();
-    let length = path.metadata().with_context(|| format!("reading the join token {shown}"))?.len();
-    let text = if length > TOKEN_BYTES_MAX { String::new() } else { std::fs::read_to_string(path)? };
-    JoinTokenText::parse(text.trim())
+    let stdin = path.as_os_str() == "-";
+    let shown = if stdin { "standard input".into() } else { path.display().to_string() };
+    let input: Box<dyn std::io::Read> = match stdin {
+        true => Box::new(std::io::stdin()),
+        false => Box::new(File::open(path).with_context(|| format!("reading the join token {shown}"))?),
+    };
+    let mut text = String::new();
+    // Longer than one may be, it is none.
+    let read = input.take(TOKEN_BYTES_MAX + 1).read_to_string(&mut text);
+    let read = read.with_context(|| format!("reading the join token {shown}"))?;
+    let text = if read as u64 > TOKEN_BYTES_MAX { "" } else { text.trim() };
+    JoinTokenText::parse(text)
         .with_context(|| format!("{shown} holds no join token: `samovar node token --save FILE` makes one"))
 }
