@@ -179,8 +179,11 @@ fn configured(level: Level) -> Targets {
     if level >= Level::Debug {
         return all;
     }
-    // openraft tells every step of an election at `info`.
+    // openraft tells every step of an election at `info`, and, as errors, many times a second that a peer does not answer, which
+    // would bury what is wrong. The node's status tells of peers; openraft's own end is handed over, and told by the daemon.
     all.with_target("openraft", LevelFilter::ERROR)
+        .with_target("openraft::replication", LevelFilter::OFF)
+        .with_target("openraft::core::raft_core", LevelFilter::OFF)
 }
 
 #[cfg(test)]
