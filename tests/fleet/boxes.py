@@ -5,49 +5,28 @@ that GRUB's environment names, as image/grub.cfg does it. What a disk and firmwa
 import re
 import shutil
 import subprocess
-import threading
 import time
 from pathlib import Path
+
+import nspawn
+from nspawn import run
 
 HERE = Path(__file__).resolve().parent
 NETWORK = "10.77.0"
 HOST = f"{NETWORK}.1"
-CGROUPS = Path("/sys/fs/cgroup")
-# nspawn's exit code when the machine asked to be started again.
-AGAIN = 133
 PATIENCE_S = 300
 MASKED = ("systemd-repart.service", "samovar-unlock.service", "samovar-console.service")
 
 
-def run(*command: object) -> None:
-    subprocess.run([str(word) for word in command], check=True)
-
-
-def fabric() -> None:
-    """A bridge in this process's network namespace, and cgroup2 alone in its mount namespace, as nspawn needs it."""
-    for command in (
-        "ip link set lo up",
-        "ip link add br0 type bridge forward_delay 0",
-        f"ip address add {HOST}/24 dev br0",
-        "ip link set br0 up",
-        "umount -R -l /sys/fs/cgroup",
-        "mount -t sysfs sysfs /sys",
-        "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
-    ):
-        run(*command.split())
-
-
-class Box:
+class Box(nspawn.Machine):
     """One box: /var, the ESP's files and its slots outlive a restart."""
 
     def __init__(self, work: Path, number: int, slot: Path, key: Path):
-        self.name, self.address = f"box-0{number}", f"{NETWORK}.1{number}"
-        self.place, self.key = work / self.name, key
+        name = f"box-0{number}"
+        super().__init__(name, work / name, f"samovar-fleet-{name}")
+        self.address, self.key = f"{NETWORK}.1{number}", key
         self.efi, self.slots, self.var = (self.place / name for name in ("efi", "slots", "var"))
-        self.group = CGROUPS / f"samovar-fleet-{self.name}"
-        self.log = self.place / "console"
         self.boots: list[str] = []
-        self.thread: threading.Thread | None = None
         for directory in (self.efi / "EFI/samovar", self.efi / "samovar", self.slots, self.var):
             directory.mkdir(parents=True)
         shutil.copy(slot, self.slots / "A.squashfs")
@@ -73,36 +52,16 @@ class Box:
                 return slot, count
         raise RuntimeError(f"{self.name}: no slot is left to try: {found}")
 
-    def start(self) -> None:
-        self.thread = threading.Thread(target=self.live, daemon=True)
-        self.thread.start()
+    def binds(self) -> dict[Path, str]:
+        return {self.var: "/var", self.efi: "/efi", self.slots: "/slots"}
 
-    def live(self) -> None:
-        """Runs until the box is switched off."""
-        while True:
-            slot, count = self.picked()
-            self.boots.append(slot)
-            (self.slots / "cmdline").write_text(f"root=none ro rauc.slot={slot} samovar.try={count}\n")
-            root = self.root(slot)
-            # What a run before left, killed: the kernel would kill this box's services in it, too.
-            self.clear()
-            self.group.mkdir(exist_ok=True)
-            command = ["systemd-nspawn", "-q", "-b", "-D", root, "-M", self.name, "--register=no", "--keep-unit", "--network-bridge=br0",
-                       "--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--kill-signal=SIGRTMIN+4",
-                       f"--bind={self.var}:/var", f"--bind={self.efi}:/efi", f"--bind={self.slots}:/slots"]  # fmt: skip
-            words = ["bash", "-c", f'echo $$ > {self.group}/cgroup.procs; exec "$@"', "_", *map(str, command)]
-            with self.log.open("a") as log:
-                ended = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode
-            self.clear()
-            subprocess.run(["umount", "-R", root], check=False)
-            if ended != AGAIN:
-                return
+    def root(self) -> Path:
+        slot, count = self.picked()
+        self.boots.append(slot)
+        (self.slots / "cmdline").write_text(f"root=none ro rauc.slot={slot} samovar.try={count}\n")
+        return self.laid_over(slot)
 
-    def clear(self) -> None:
-        """Removes the box's control groups; none of its processes is left."""
-        subprocess.run(["find", self.group, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"], check=False, stderr=subprocess.DEVNULL)
-
-    def root(self, slot: str) -> Path:
+    def laid_over(self, slot: str) -> Path:
         """The slot, read-only, under the layer and what is new at each start."""
         image = self.slots / f"{slot}.squashfs"
         if (self.slots / f"{slot}.raucb").exists():
@@ -127,13 +86,6 @@ class Box:
         if not place.is_mount():
             run("mount", "-t", "squashfs", "-o", "loop,ro", file, place)
         return place
-
-    def off(self) -> None:
-        """Takes the power away: never the machine's supervisor alone, which would leave what it runs."""
-        if self.group.exists():
-            (self.group / "cgroup.kill").write_text("1")
-        if self.thread:
-            self.thread.join(60)
 
     def ssh(self, command: str, *, check: bool = True, patience_s: float = 120) -> str:
         result = subprocess.run(

@@ -19,9 +19,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests/image"))
 import lynis  # noqa: E402
-from boxes import HOST, NETWORK, Box, fabric  # noqa: E402
+from boxes import HOST, NETWORK, Box  # noqa: E402
 from checks import point, result, step, until  # noqa: E402
 from load import Load  # noqa: E402
+from nspawn import fabric  # noqa: E402
 
 ANSIBLE = os.environ["SAMOVAR_ANSIBLE"]
 WATCH_S = 10
@@ -34,7 +35,7 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="samovar-fleet.", dir="/var/tmp"))
     # Ended from outside, it still takes its boxes along.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    fabric()
+    fabric(HOST)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", work / "ops"], check=True)
     lane = Lane(slot, good, work)
     try:

@@ -39,6 +39,7 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
 /// What a shell would hand to samovar, of each command of a block.
 fn samovar_words(block: &str) -> Vec<Vec<String>> {
     let joined = block.replace("\\\n", " ");
+    let joined = joined.replace("runuser -u samovar -- ", "");
     let lines = joined.lines().filter(|line| !line.starts_with('#'));
     let commands = lines.flat_map(|line| line.split(['|', ';', '&']));
     let words = commands.map(|command| command.split_whitespace().map(|w| w.trim_matches('"').to_owned()));
