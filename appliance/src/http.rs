@@ -287,7 +287,7 @@ async fn answer(
             let reply = (shared.handler)(Asked { head, body, peer, id: id.clone() });
             match patience.wait(reply.answer).await {
                 Some(answer) => answer,
-                None => Answer { route: reply.route, ..Answer::refused(Problem::deadline(patience.time()), &id) },
+                None => Answer { route: reply.route, ..Answer::refused(Problem::deadline(patience.waited()), &id) },
             }
         }
     };

@@ -227,6 +227,7 @@ impl Problem {
 
     /// 503: the deadline of the request passed.
     pub(crate) fn deadline(after: Duration) -> Self {
+        let after = Duration::from_millis(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
         let detail = format!(
             "not done within {after:?}; a write may or may not be committed, repeat it with the same Idempotency-Key"
         );

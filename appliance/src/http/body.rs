@@ -45,29 +45,44 @@ impl Drop for RequestBody {
     }
 }
 
-/// Until when the answer to a request is waited for. A body that is streamed moves it on, piece by piece.
+/// So often it is looked until when an answer is waited for: it may be sooner than it was.
+const PATIENCE_LOOK: Duration = Duration::from_secs(1);
+
+/// Until when the answer to a request is waited for. A body that is streamed moves it on, piece by piece; one that was read as a whole
+/// leaves the time for the work.
 pub(super) struct Patience {
     begun: Instant,
     until_ms: AtomicU64,
+    work: Duration,
     /// What each piece gives.
     time: Duration,
 }
 
 impl Patience {
-    pub(super) fn new(time: Duration) -> Arc<Self> {
+    /// `work`: time for the work on the request; `body`: time for its body.
+    pub(super) fn new(work: Duration, body: Duration) -> Arc<Self> {
+        let time = work + body;
         let until_ms = AtomicU64::new(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        Arc::new(Self { begun: Instant::now(), until_ms, time })
+        Arc::new(Self { begun: Instant::now(), until_ms, work, time })
+    }
+
+    fn from_now(&self, time: Duration) -> u64 {
+        u64::try_from((self.begun.elapsed() + time).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Waits as long again, from now on.
     fn more(&self) {
-        let until = u64::try_from((self.begun.elapsed() + self.time).as_millis()).unwrap_or(u64::MAX);
-        self.until_ms.fetch_max(until, Relaxed);
+        self.until_ms.fetch_max(self.from_now(self.time), Relaxed);
     }
 
-    /// What it began with, and each piece gives anew.
-    pub(super) fn time(&self) -> Duration {
-        self.time
+    /// The body is there: what is left is the work.
+    fn whole(&self) {
+        self.until_ms.store(self.from_now(self.work), Relaxed);
+    }
+
+    /// How long it has waited.
+    pub(super) fn waited(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     fn until(&self) -> Instant {
@@ -78,10 +93,10 @@ impl Patience {
     pub(super) async fn wait<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = std::pin::pin!(future);
         loop {
-            let until = self.until();
-            match tokio::time::timeout_at(until, future.as_mut()).await {
+            let look = self.until().min(Instant::now() + PATIENCE_LOOK);
+            match tokio::time::timeout_at(look, future.as_mut()).await {
                 Ok(output) => return Some(output),
-                Err(_) if self.until() > until => {}
+                Err(_) if self.until() > Instant::now() => {}
                 Err(_) => return None,
             }
         }
@@ -91,7 +106,7 @@ impl Patience {
 impl RequestBody {
     pub(super) fn new(incoming: Incoming, limits: &Limits, request: Arc<InFlight>) -> Self {
         let deadline = if incoming.is_end_stream() { Duration::ZERO } else { limits.body_deadline };
-        let patience = Patience::new(limits.request_deadline + deadline);
+        let patience = Patience::new(limits.request_deadline, deadline);
         let (deadline, rate_min) = (limits.body_deadline, limits.body_rate_min);
         Self { incoming, deadline, rate_min, received: 0, begun: None, patience, ended: false, request }
     }
@@ -170,6 +185,7 @@ impl RequestBody {
                 all.extend_from_slice(&data);
             }
         }
+        self.patience.whole();
         Ok(if all.is_empty() { first } else { all.freeze() })
     }
 

@@ -41,7 +41,8 @@ fn quick() -> Limits {
     limits
 }
 
-/// `/echo` answers its body, `/large` 16 MiB, `/slow` after 300 ms, `/never` never, anything else its path.
+/// `/echo` answers its body, `/large` 16 MiB, `/slow` after 300 ms, `/never` never, as does `/swallow` once it has read its body, anything
+/// else its path.
 fn handler() -> Handler {
     Arc::new(|asked: Asked| {
         let answer = Box::pin(async move {
@@ -57,6 +58,10 @@ fn handler() -> Handler {
                     answered(Bytes::from_static(b"slow"))
                 }
                 "/never" => std::future::pending().await,
+                "/swallow" => {
+                    asked.body.read(64 << 10).await.expect("a body");
+                    std::future::pending().await
+                }
                 path => answered(Bytes::from(path.to_owned())),
             };
             Answer { response, route: "/test", actor: None }
@@ -280,6 +285,19 @@ async fn a_client_that_does_not_read_is_cut() {
     let mut stream = fixture.connect(&[b"http/1.1"]).await;
     stream.write_all(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
     wait_for(&fixture, "samovar_connections_cut_total{reason=\"write\"} 1").await;
+}
+
+#[tokio::test]
+async fn work_has_its_own_deadline_once_the_body_is_there() {
+    let mut limits = quick();
+    limits.body_deadline = Duration::from_secs(60);
+    let fixture = serve(limits).await;
+    let begun = Instant::now();
+    let request = b"POST /swallow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody";
+    let answer = fixture.exchange(request).await;
+    assert!(answer.contains("urn:samovar:problem:deadline"), "{answer}");
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(20), "the time that bodies may take is added to that of the work: {took:?}");
 }
 
 #[tokio::test]
