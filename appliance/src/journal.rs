@@ -179,11 +179,9 @@ fn configured(level: Level) -> Targets {
     if level >= Level::Debug {
         return all;
     }
-    // openraft tells every step of an election at `info`, and, as errors, many times a second that a peer does not answer, which
-    // would bury what is wrong. The node's status tells of peers; openraft's own end is handed over, and told by the daemon.
-    all.with_target("openraft", LevelFilter::ERROR)
-        .with_target("openraft::replication", LevelFilter::OFF)
-        .with_target("openraft::core::raft_core", LevelFilter::OFF)
+    // openraft tells every step of an election at `info`.
+    let quiet = all.with_target("openraft", LevelFilter::ERROR);
+    samovar_node::TARGETS_LEFT_OUT.into_iter().fold(quiet, |quiet, target| quiet.with_target(target, LevelFilter::OFF))
 }
 
 #[cfg(test)]
