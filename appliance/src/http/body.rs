@@ -66,18 +66,18 @@ impl Patience {
         Arc::new(Self { begun: Instant::now(), until_ms, work, time })
     }
 
-    fn from_now(&self, time: Duration) -> u64 {
+    fn reckoned(&self, time: Duration) -> u64 {
         u64::try_from((self.begun.elapsed() + time).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Waits as long again, from now on.
     fn more(&self) {
-        self.until_ms.fetch_max(self.from_now(self.time), Relaxed);
+        self.until_ms.fetch_max(self.reckoned(self.time), Relaxed);
     }
 
     /// The body is there: what is left is the work.
     fn whole(&self) {
-        self.until_ms.store(self.from_now(self.work), Relaxed);
+        self.until_ms.store(self.reckoned(self.work), Relaxed);
     }
 
     /// How long it has waited.
