@@ -45,8 +45,4 @@ mod wal;
 pub use blobs::{Blob, BlobUpload, Cid};
 pub use command::{Key, Operation, Outcome, Refusal, Requirement, Write};
 pub use error::Error;
-pub use node::{Node, QUARANTINE};
-
-/// Targets of events that a journal leaves out but at `debug`: Raft says there, as errors and many times a second, that a peer does
-/// not answer, which would bury what is wrong. The node's status tells of peers; the end of Raft itself is handed over, and told.
-pub const TARGETS_LEFT_OUT: [&str; 2] = ["openraft::replication", "openraft::core::raft_core"];
+pub use node::{Node, QUARANTINE, TARGETS_LEFT_OUT};

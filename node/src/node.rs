@@ -18,6 +18,7 @@ use crate::identity::{Identity, Keys, Place};
 use crate::ledger::Ledger;
 use crate::log_key::KeyRing;
 use crate::planted::{Bug, planted};
+pub use crate::raft::TARGETS_LEFT_OUT;
 use crate::raft::{Consensus, Job, Ping, Proposer, ReadJob, Reads, batcher, only};
 use crate::rt::{self, Doing};
 use crate::seal::Seal;

@@ -98,6 +98,10 @@ impl std::fmt::Debug for SnapshotStream {
     }
 }
 
+/// Targets of events that a journal leaves out but at `debug`: Raft says there, as errors and many times a second, that a peer does
+/// not answer, which would bury what is wrong. The node's status tells of peers; the end of Raft itself is handed over, and told.
+pub const TARGETS_LEFT_OUT: [&str; 2] = ["openraft::replication", "openraft::core::raft_core"];
+
 const HEARTBEAT_MS: u64 = 50;
 const ELECTION_MIN_MS: u64 = 400;
 const ELECTION_MAX_MS: u64 = 500;
