@@ -97,7 +97,7 @@ class Provoke:
         (self.mount / "filling").unlink()
         until("there is room again", 30, lambda: daemon.ask("PUT", "/v1/keys/full", b"x")[0] in (200, 201))
         page = (RUNBOOKS / "certificate.md").read_text()
-        words = re.search(r"`samovar (rotate node)`", page).group(1).split()
+        words = re.search(r"^ *samovar (rotate node)$", page, re.MULTILINE).group(1).split()
         self.processes.check([BINARY, *words, "--data", str(daemon.data)])
         expiry = re.search(r'_expiry_timestamp_seconds\{certificate="node"\} (\d+)', daemon.metrics())
         return int(expiry.group(1)) - time.time()
