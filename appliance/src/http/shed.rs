@@ -8,8 +8,8 @@
 //! - **Seats.** When too little of what comes on the connections gets done, and it is the CPU that lacks, only so many connections are
 //!   served as bring about what gets done. The others get one 503, then their socket is left unread for some seconds, as
 //!   `Retry-After` says, and costs nothing meanwhile: backpressure, kernel to kernel. How many seats there are follows from a
-//!   ratio that is measured, bytes of requests served to bytes that came on the connections served, and not from how long
-//!   anything waits.
+//!   ratio that is measured, the most requests that were seen to get done to those that come on a connection that is served, and not
+//!   from how long anything waits.
 //!
 //! A few seats too many cost little, since who has a seat and falls behind is refused by age; too few show by nearly all that comes
 //! getting done. Whoever gets a seat has mostly sent on meanwhile, which costs a refusal each, or a handshake: so seats change
