@@ -34,8 +34,8 @@ mod table;
 
 pub(crate) use lockout::Lockout;
 pub(crate) use members::{
-    FORMATS, JOIN_TOKENS, JoinToken, JoinTokenText, NODES, NodeRow, PERMIT, PERMITS, PermitRow, TAKEN, node_named,
-    without_others,
+    COMMANDS, FORMATS, JOIN_TOKENS, JoinToken, JoinTokenText, NODES, NodeRow, PERMIT, PERMITS, PermitRow, TAKEN,
+    node_named, without_others,
 };
 pub(crate) use password::{BYTES_MAX as PASSWORD_BYTES_MAX, CHARS_MIN as PASSWORD_CHARS_MIN, Passwords, Secret};
 pub(crate) use principal::{Principal, Way};

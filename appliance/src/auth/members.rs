@@ -31,9 +31,11 @@ pub(crate) const PERMIT: &str = "down";
 /// Id of what the local root of a node took when there was no quorum, put on the ledger later. It lets nobody do anything.
 pub(crate) const TAKEN: &str = "taken";
 
-/// What versions must read, by what it is about: `commands`.
+/// What versions must read, by what it is about: there is [`COMMANDS`] alone.
 pub(crate) static FORMATS: Table<InForce> =
-    Table::new("~format/", ("no-format", "nothing was finalized"), |id| id == "commands", 1);
+    Table::new("~format/", ("no-format", "nothing was finalized"), |id| id == COMMANDS, 1);
+/// Id of the row about commands ([`samovar_node::format::KEY`]).
+pub(crate) const COMMANDS: &str = "commands";
 
 /// A node, as it is to be: whoever leads makes the members of the cluster so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,10 +4,7 @@
 use samovar_node::format::{self, InForce};
 
 use super::*;
-use crate::auth::FORMATS;
-
-/// Id of the row about commands.
-const COMMANDS: &str = "commands";
+use crate::auth::{COMMANDS, FORMATS};
 
 #[derive(Serialize)]
 struct Format {
@@ -22,7 +19,7 @@ struct Format {
 /// `GET /v1/cluster/format`.
 pub(crate) async fn show(call: Call) -> Handled {
     let app = &call.app;
-    let in_force = in_force(&app.node).await?.map_or(format::FIRST, |stored| stored.row.format);
+    let in_force = number(in_force(&app.node).await?.as_ref());
     let waits_for = waits_for(&view::all(app).await?, format::NEWEST);
     render::json(StatusCode::OK, &Format { in_force, newest: format::NEWEST, waits_for })
 }
@@ -32,7 +29,7 @@ pub(crate) async fn finalize(call: Call) -> Handled {
     let (app, node) = (&call.app, &call.app.node);
     node.barrier().await?;
     let held = in_force(node).await?;
-    let before = held.as_ref().map_or(format::FIRST, |stored| stored.row.format);
+    let before = number(held.as_ref());
     let done = Format { in_force: before.max(format::NEWEST), newest: format::NEWEST, waits_for: Vec::new() };
     if before >= format::NEWEST {
         return render::json(StatusCode::OK, &done);
@@ -57,15 +54,19 @@ pub(crate) async fn finalize(call: Call) -> Handled {
 }
 
 /// The row, as this node has it.
-pub(super) async fn in_force(node: &Node) -> Result<Option<Stored<InForce>>, Problem> {
+async fn in_force(node: &Node) -> Result<Option<Stored<InForce>>, Problem> {
     FORMATS.find(node, COMMANDS).await
+}
+
+/// The format that a row puts in force; without one, the first.
+fn number(row: Option<&Stored<InForce>>) -> u8 {
+    row.map_or(format::FIRST, |stored| stored.row.format)
 }
 
 /// Refuses a node that would not read what is proposed here; what must still hold when it is admitted.
 pub(super) async fn check_joining(node: &Node, reads: Option<u8>) -> Result<samovar_node::Requirement, Problem> {
     let held = in_force(node).await?;
-    let (in_force, reads) =
-        (held.as_ref().map_or(format::FIRST, |held| held.row.format), reads.unwrap_or(format::FIRST));
+    let (in_force, reads) = (number(held.as_ref()), reads.unwrap_or(format::FIRST));
     if reads < in_force {
         let detail = format!(
             "the ledger was finalized for commands of format {in_force}, the version of this node reads {reads}: install the version \
@@ -99,6 +100,11 @@ fn waits_for(nodes: &[view::Shown], format: u8) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_row_that_is_written_is_the_one_that_the_node_goes_by() {
+        assert_eq!(FORMATS.key(COMMANDS).expect("an id").as_str(), format::KEY);
+    }
 
     #[test]
     fn finalizing_waits_for_every_node_and_its_spare_slot() {
